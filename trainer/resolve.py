@@ -1,0 +1,262 @@
+"""From what a person names (a shipped recipe, a file, a URI, YAML text, --set overrides) to one resolved recipe.
+
+A resolved recipe is the recipe with every default filled in, as plain JSON, with its sha256; it is stored beside every
+output. A stage's digest covers its own result fields, the parent's model digest and the data digest, nothing else, so
+that a new node pool does not make a finished stage look unfinished.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import fsspec
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from trainer.errors import RecipeError, UsageError
+from trainer.recipe import Recipe, Stage
+
+Json = dict[str, Any]
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which a key given twice is an error instead of the last one winning, and 1e-5 is a number."""
+
+
+def _unique_mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict:
+    seen: set[str] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node)  # type: ignore[no-untyped-call]
+        if key in seen:
+            line = key_node.start_mark.line + 1
+            raise RecipeError([(str(key), f"given twice in one mapping, the second time in line {line}")])
+        seen.add(key)
+    return loader.construct_mapping(node, deep=True)
+
+
+_UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
+
+
+def _numbers(value: Any) -> Any:
+    """YAML 1.1 reads 1e-5 as text; people mean the number."""
+    if isinstance(value, dict):
+        return {key: _numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    if isinstance(value, str) and value[:1] in "0123456789.-+" and "e" in value.lower():
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def shipped() -> list[str]:
+    """Names of the recipes that come with the package."""
+    folder = resources.files("trainer") / "recipes"
+    return sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def read_text(ref: str) -> tuple[str, str]:
+    """(YAML text, where it came from) of a shipped name, a path or URI, or YAML itself."""
+    if "\n" in ref:
+        return ref, "inline YAML"
+    if ref in shipped():
+        return (resources.files("trainer") / "recipes" / f"{ref}.yaml").read_text(encoding="utf-8"), ref
+    try:
+        with fsspec.open(ref, "r", encoding="utf-8") as file:
+            return file.read(), ref  # type: ignore[union-attr]
+    except FileNotFoundError:
+        close = difflib.get_close_matches(ref, shipped(), n=1)
+        raise UsageError(
+            "no such recipe",
+            where=ref,
+            expected=f"a file, a URI or one of {', '.join(shipped())}",
+            do=f"did you mean {close[0]}?" if close else None,
+        ) from None
+
+
+def load_recipe(ref: str, overrides: Iterable[str] = ()) -> Recipe:
+    """Read, override and validate a recipe.
+
+    Args:
+        ref: name of a shipped recipe, path, URI, or YAML text.
+        overrides: `a.b=value` strings, the value in YAML; null removes an optional section.
+
+    Raises:
+        RecipeError: with every problem at once, by field path.
+        UsageError: when there is no such recipe or an override is not of the form a.b=value.
+    """
+    text, where = read_text(ref)
+    try:
+        content = yaml.load(text, _UniqueKeys)
+    except yaml.YAMLError as error:
+        raise RecipeError([("", f"not YAML: {error}")], where=where) from None
+    if not isinstance(content, dict):
+        raise RecipeError([("", f"expected a mapping, got {type(content).__name__}")], where=where)
+    content = _numbers(content)
+    for override in overrides:
+        apply_override(content, override)
+    return validate(content, where=where)
+
+
+def validate(content: Mapping[str, Any], *, where: str) -> Recipe:
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise RecipeError(list(_problems(error)), where=where) from None
+
+
+def apply_override(content: Json, override: str) -> None:
+    """Set `a.b.c=value` in place; the value is YAML."""
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise UsageError("not an override", where=f"--set {override}", expected="a.b.c=value")
+    try:
+        value = _numbers(yaml.load(text, _UniqueKeys))
+    except yaml.YAMLError:
+        raise UsageError("the override's value is not YAML", where=f"--set {override}") from None
+    *parents, last = path.split(".")
+    at: Any = content
+    for depth, key in enumerate(parents):
+        at = at.setdefault(key, {})
+        if at is None:
+            raise UsageError("nothing to override", where=f"--set {override}", got=f"{'.'.join(parents[: depth + 1])} is null")
+        if not isinstance(at, dict):
+            raise UsageError("not a section", where=f"--set {override}", got=f"{'.'.join(parents[: depth + 1])} = {at!r}")
+    at[last] = value
+
+
+# ---------------------------------------------------------------- problems
+
+
+def _problems(error: ValidationError) -> Iterator[tuple[str, str]]:
+    for detail in error.errors():
+        location = [str(part) for part in detail["loc"]]
+        path = ".".join(location)
+        if detail["type"] == "extra_forbidden":
+            close = difflib.get_close_matches(location[-1], _siblings(location), n=1)
+            hint = f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(_siblings(location))}"
+            yield path, f"unknown key{hint}"
+        elif detail["type"] == "missing":
+            yield path, "required, but missing"
+        elif detail["type"] == "value_error":
+            for line in str(detail["ctx"]["error"]).splitlines():
+                inner, colon, message = line.partition(": ")
+                yield (inner, message) if colon and " " not in inner else (path, line)
+        else:
+            yield path, f"{detail['msg']}, got {detail['input']!r}"
+
+
+def _siblings(location: list[str]) -> list[str]:
+    """Field names of the model that the last part of `location` was looked up in."""
+    model: Any = Recipe
+    for part in location[:-1]:
+        field = getattr(model, "model_fields", {}).get(part)
+        model = _model_of(field.annotation) if field else model
+        if model is None:
+            return []
+    return sorted(getattr(model, "model_fields", {}))
+
+
+def _model_of(annotation: Any) -> Any:
+    """The pydantic model inside Optional[Model] or dict[str, Model]."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for inner in getattr(annotation, "__args__", ()):
+        if (model := _model_of(inner)) is not None:
+            return model
+    return None
+
+
+# ---------------------------------------------------------------- resolved
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and no white space: what digests are computed from."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """sha256 of the canonical JSON, in hex."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+def resolved(recipe: Recipe) -> Json:
+    """The recipe with every default filled in, as plain JSON; `sha256` covers all the rest."""
+    content = recipe.model_dump(mode="json")
+    return {**content, "sha256": digest(content)}
+
+
+def from_resolved(content: Mapping[str, Any], *, where: str) -> Recipe:
+    """Read a stored resolved recipe and check its sha256."""
+    content = dict(content)
+    stored = content.pop("sha256", None)
+    recipe = validate(content, where=where)
+    if stored is not None and (found := resolved(recipe)["sha256"]) != stored:
+        raise RecipeError([("sha256", f"stored {stored[:12]}, computed {found[:12]}: the file was edited")], where=where)
+    return recipe
+
+
+def fields(model: BaseModel, role: str, prefix: str = "") -> dict[str, Any]:
+    """Leaf fields of one role as {path: JSON value}; a section's role is that of each of its leaves."""
+    found: dict[str, Any] = {}
+    dumped = model.model_dump(mode="json")
+    for name, info in type(model).model_fields.items():
+        value = getattr(model, name)
+        if isinstance(value, BaseModel):
+            found |= fields(value, role, f"{prefix}{name}.")
+        elif _role(info) == role:
+            found[f"{prefix}{name}"] = dumped[name]
+    return found
+
+
+def _role(info: FieldInfo) -> str:
+    extra = info.json_schema_extra
+    if not isinstance(extra, dict) or "role" not in extra:
+        raise AssertionError("a recipe field without a role: use result(), execution() or note()")
+    return str(extra["role"])
+
+
+def stage_fields(recipe: Recipe, stage: Stage) -> dict[str, Any]:
+    """What a stage's outcome depends on, besides its parent's weights and its data: its own result fields and the
+    model settings that the trainer itself applies."""
+    return {
+        **fields(stage, "result"),
+        "family": recipe.family,
+        "seed": recipe.seed,
+        "model.tokens_per_second": recipe.model.tokens_per_second,
+        "prepare.variants": recipe.prepare.variants,
+    }
+
+
+def stage_digest(recipe: Recipe, stage: Stage, *, parent_model: str, data: str) -> str:
+    """sha256 over the stage's result fields, the parent's model digest and the data digest."""
+    return digest({"fields": stage_fields(recipe, stage), "parent_model": parent_model, "data": data})
+
+
+@dataclass(frozen=True)
+class Change:
+    """One result field that differs between a stored stage and the one asked for."""
+
+    field: str
+    stored: Any
+    asked: Any
+
+
+def changes(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[Change]:
+    """Result fields that differ. A field that the stored stage lacks was added to the recipe later: its default keeps
+    the behaviour of before, so it is no change."""
+    return [Change(key, stored[key], asked[key]) for key in sorted(stored.keys() & asked.keys()) if stored[key] != asked[key]]
+
+
+def json_schema() -> Json:
+    """JSON Schema of a recipe, for editors."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}
