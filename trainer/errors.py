@@ -65,13 +65,13 @@ class UsageError(QwenVLError):
 
 
 class RecipeError(UsageError):
-    """Every problem of a recipe at once. `problems` are (field path, message) pairs."""
+    """Every problem of a recipe (or of another file that `subject` names) at once, as (field path, message) pairs."""
 
-    def __init__(self, problems: list[tuple[str, str]], *, where: object = None):
+    def __init__(self, problems: list[tuple[str, str]], *, where: object = None, subject: str = "the recipe"):
         self.problems = problems
         count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
         lines = [f"    {path}: {message}" for path, message in problems]
-        super().__init__("\n".join([f"the recipe has {count}", *lines]), where=where)
+        super().__init__("\n".join([f"{subject} has {count}", *lines]), where=where)
 
 
 class DataError(QwenVLError):

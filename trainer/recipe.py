@@ -17,9 +17,7 @@ STAGES = ("stage1", "stage2", "stage3", "sft", "dpo")
 GROUPS = ("vision", "merger", "llm")
 SAMPLED = "sampled"  # the mixture name of what prepare-sft and prepare-dpo selected from this run's own answers
 
-Kind = Literal[
-    "caption", "interleaved", "grounding", "document", "video", "agent", "text", "instruction", "preference"
-]
+Kind = Literal["caption", "interleaved", "grounding", "document", "video", "agent", "text", "instruction", "preference"]
 Rendering = Literal["document", "chat"]
 Slug = Annotated[str, StringConstraints(pattern=r"^[a-z]([a-z0-9_]{0,38}[a-z0-9])?$")]
 

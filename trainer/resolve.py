@@ -94,24 +94,58 @@ def load_recipe(ref: str, overrides: Iterable[str] = ()) -> Recipe:
         RecipeError: with every problem at once, by field path.
         UsageError: when there is no such recipe or an override is not of the form a.b=value.
     """
-    text, where = read_text(ref)
-    try:
-        content = yaml.load(text, _UniqueKeys)
-    except yaml.YAMLError as error:
-        raise RecipeError([("", f"not YAML: {error}")], where=where) from None
-    if not isinstance(content, dict):
-        raise RecipeError([("", f"expected a mapping, got {type(content).__name__}")], where=where)
-    content = _numbers(content)
+    content, where = read_recipe(ref)
     for override in overrides:
         apply_override(content, override)
-    return validate(content, where=where)
+    stored = content.pop("sha256", None)  # a resolved recipe is a recipe: what its sha256 covers may be overridden
+    recipe = validate(content, where=where)
+    if stored is not None and not overrides:
+        _check_sha256(recipe, stored, where=where)
+    return recipe
+
+
+def read_recipe(ref: str, *, below: tuple[str, ...] = ()) -> tuple[Json, str]:
+    """(content, where it came from); `extends: OTHER` is another recipe with this one's keys laid over it."""
+    text, where = read_text(ref)
+    content = parse_yaml(text, where=where)
+    parent = content.pop("extends", None)
+    if parent is None:
+        return content, where
+    if parent in (*below, ref):
+        raise RecipeError([("extends", f"goes in a circle: {' -> '.join((*below, ref, str(parent)))}")], where=where)
+    if not isinstance(parent, str):
+        raise RecipeError([("extends", f"expected the name, path or URI of a recipe, got {parent!r}")], where=where)
+    return _laid_over(read_recipe(parent, below=(*below, ref))[0], content), where
+
+
+def _laid_over(base: Json, top: Json) -> Json:
+    """Sections are merged key by key; any other value, null included, replaces."""
+    merged = dict(base)
+    for key, value in top.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _laid_over(merged[key], value) if both else value
+    return merged
 
 
 def validate(content: Mapping[str, Any], *, where: str) -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        raise RecipeError(list(_problems(error)), where=where) from None
+        raise RecipeError(problems_of(error, Recipe), where=where) from None
+
+
+def parse_yaml(text: str, *, where: str, subject: str = "the recipe") -> Json:
+    """A YAML mapping with unique keys, 1e-5 read as a number; `subject` names the file's kind in errors."""
+    try:
+        content = yaml.load(text, _UniqueKeys)
+    except RecipeError as error:  # a key given twice
+        raise RecipeError(error.problems, where=where, subject=subject) from None
+    except yaml.YAMLError as error:
+        raise RecipeError([("", f"not YAML: {error}")], where=where, subject=subject) from None
+    if not isinstance(content, dict):
+        problem = f"expected a mapping, got {type(content).__name__}"
+        raise RecipeError([("", problem)], where=where, subject=subject)
+    return _numbers(content)
 
 
 def apply_override(content: Json, override: str) -> None:
@@ -128,22 +162,32 @@ def apply_override(content: Json, override: str) -> None:
     for depth, key in enumerate(parents):
         at = at.setdefault(key, {})
         if at is None:
-            raise UsageError("nothing to override", where=f"--set {override}", got=f"{'.'.join(parents[: depth + 1])} is null")
+            raise UsageError(
+                "nothing to override", where=f"--set {override}", got=f"{'.'.join(parents[: depth + 1])} is null"
+            )
         if not isinstance(at, dict):
-            raise UsageError("not a section", where=f"--set {override}", got=f"{'.'.join(parents[: depth + 1])} = {at!r}")
+            raise UsageError(
+                "not a section", where=f"--set {override}", got=f"{'.'.join(parents[: depth + 1])} = {at!r}"
+            )
     at[last] = value
 
 
 # ---------------------------------------------------------------- problems
 
 
-def _problems(error: ValidationError) -> Iterator[tuple[str, str]]:
+def problems_of(error: ValidationError, root: type[BaseModel]) -> list[tuple[str, str]]:
+    """(field path, message) of everything that pydantic found wrong with a file whose model is `root`."""
+    return list(_problems(error, root))
+
+
+def _problems(error: ValidationError, root: type[BaseModel]) -> Iterator[tuple[str, str]]:
     for detail in error.errors():
         location = [str(part) for part in detail["loc"]]
         path = ".".join(location)
         if detail["type"] == "extra_forbidden":
-            close = difflib.get_close_matches(location[-1], _siblings(location), n=1)
-            hint = f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(_siblings(location))}"
+            siblings = _siblings(location, root)
+            close = difflib.get_close_matches(location[-1], siblings, n=1)
+            hint = f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(siblings)}"
             yield path, f"unknown key{hint}"
         elif detail["type"] == "missing":
             yield path, "required, but missing"
@@ -155,9 +199,9 @@ def _problems(error: ValidationError) -> Iterator[tuple[str, str]]:
             yield path, f"{detail['msg']}, got {detail['input']!r}"
 
 
-def _siblings(location: list[str]) -> list[str]:
+def _siblings(location: list[str], root: type[BaseModel]) -> list[str]:
     """Field names of the model that the last part of `location` was looked up in."""
-    model: Any = Recipe
+    model: Any = root
     for part in location[:-1]:
         field = getattr(model, "model_fields", {}).get(part)
         model = _model_of(field.annotation) if field else model
@@ -200,9 +244,16 @@ def from_resolved(content: Mapping[str, Any], *, where: str) -> Recipe:
     content = dict(content)
     stored = content.pop("sha256", None)
     recipe = validate(content, where=where)
-    if stored is not None and (found := resolved(recipe)["sha256"]) != stored:
-        raise RecipeError([("sha256", f"stored {stored[:12]}, computed {found[:12]}: the file was edited")], where=where)
+    if stored is not None:
+        _check_sha256(recipe, stored, where=where)
     return recipe
+
+
+def _check_sha256(recipe: Recipe, stored: str, *, where: str) -> None:
+    if (found := resolved(recipe)["sha256"]) != stored:
+        raise RecipeError(
+            [("sha256", f"stored {stored[:12]}, computed {found[:12]}: the file was edited")], where=where
+        )
 
 
 def fields(model: BaseModel, role: str, prefix: str = "") -> dict[str, Any]:
@@ -254,9 +305,22 @@ class Change:
 def changes(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[Change]:
     """Result fields that differ. A field that the stored stage lacks was added to the recipe later: its default keeps
     the behaviour of before, so it is no change."""
-    return [Change(key, stored[key], asked[key]) for key in sorted(stored.keys() & asked.keys()) if stored[key] != asked[key]]
+    return [
+        Change(key, stored[key], asked[key])
+        for key in sorted(stored.keys() & asked.keys())
+        if stored[key] != asked[key]
+    ]
 
 
 def json_schema() -> Json:
-    """JSON Schema of a recipe, for editors."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}
+    """JSON Schema of a recipe, for editors. One that extends another is checked whole only when it is loaded."""
+    schema = Recipe.model_json_schema()
+    definitions = schema.pop("$defs")
+    extending = {"type": "object", "required": ["extends"], "properties": {"extends": {"type": "string"}}}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "if": extending,
+        "then": True,
+        "else": schema,
+        "$defs": definitions,
+    }

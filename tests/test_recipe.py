@@ -1,0 +1,202 @@
+"""A recipe is checked whole before anything is written: every problem at once, by field path, with a suggestion."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from trainer.errors import RecipeError, UsageError
+from trainer.recipe import GROUPS, STAGES, Recipe
+from trainer.resolve import (
+    changes,
+    fields,
+    from_resolved,
+    json_schema,
+    load_recipe,
+    read_text,
+    resolved,
+    shipped,
+    stage_digest,
+    stage_fields,
+)
+
+FULL = ("qwen2_5_vl_3b", "qwen2_5_vl_7b", "qwen2_5_vl_72b")
+
+
+def problems(*overrides: str, recipe: str = "tiny") -> dict[str, str]:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(recipe, overrides)
+    return dict(caught.value.problems)
+
+
+def test_every_shipped_recipe_is_valid_and_has_the_name_of_its_file():
+    assert {*FULL, "tiny", "tiny_smoke", "qwen2_5_vl_7b_finetune"} <= set(shipped())
+    for name in shipped():
+        assert load_recipe(name).name == name
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_the_full_recipes_have_the_freeze_plan_and_packing_of_the_report(name: str):
+    stages = load_recipe(name).stages.named()
+    assert tuple(stages) == STAGES
+    want = {
+        "stage1": (True, True, False, 8192),
+        "stage2": (True, True, True, 8192),
+        "stage3": (True, True, True, 32768),
+        "sft": (False, True, True, 8192),
+        "dpo": (False, True, True, 8192),
+    }
+    got = {key: (*(getattr(s.train, g) for g in GROUPS), s.packing.length) for key, s in stages.items()}
+    assert got == want
+
+
+def test_every_number_of_the_real_recipes_stands_beside_its_source_or_the_word_ours():
+    for name in (*FULL, "qwen2_5_vl_7b_finetune"):
+        head = read_text(name)[0].split("name:")[0]
+        assert "ours" in head, "the header says what numbers without a source are"
+        assert "arXiv 2502.13923" in head
+
+
+def test_unknown_keys_bad_values_and_wrong_names_are_reported_together_by_path():
+    found = problems(
+        "stages.stage1.trian.llm=true", "stages.sft.optim.lr=-1", "prepare.sources.text.kind=txt", "stages.dpo.dpo=1"
+    )
+    assert "did you mean train?" in found["stages.stage1.trian"]
+    assert "greater than 0" in found["stages.sft.optim.lr"]
+    assert {"prepare.sources.text.kind", "stages.dpo.dpo"} <= found.keys()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "path", "message"),
+    [
+        (["stages.stage1.train={vision: false, merger: false, llm: false}"], "stages.stage1.train", "trains nothing"),
+        (["stages.stage1.data.nosuch=1"], "stages.stage1.data.nosuch", "no such source"),
+        (["stages.stage1.data.preferences=1"], "stages.stage1.data.preferences", "go into dpo"),
+        (["stages.stage1.data.sampled=1"], "stages.stage1.data.sampled", "no sampling"),
+        (["stages.stage1.optim.lr_of.llm=1e-3"], "stages.stage1", "train.llm is false"),
+        (["stages.stage1.schedule.packs_per_step=3"], "stages.stage1.schedule.packs_per_step", "multiple of"),
+        (["stages.stage1.compute.gpus_per_node=64"], "prepare.lanes", "idle"),
+        (["stages.stage1.schedule.tokens=9"], "stages.stage1.schedule", "not both"),
+        (["model.base=s3://x"], "model", "either base"),
+        (["stages.stage1.pixels.image_min=999999999"], "stages.stage1.pixels", "is above image_max"),
+        (["name=Bad Name"], "name", "match"),
+    ],
+)
+def test_a_bad_recipe_says_where_and_what(overrides: list[str], path: str, message: str):
+    assert message in problems(*overrides)[path]
+
+
+def test_an_override_sets_one_field_and_keeps_the_rest():
+    before = resolved(load_recipe("tiny"))
+    after = resolved(load_recipe("tiny", ["stages.sft.optim.lr=1e-5"]))
+    assert after["stages"]["sft"]["optim"]["lr"] == 1e-5
+    after["stages"]["sft"]["optim"]["lr"] = before["stages"]["sft"]["optim"]["lr"]
+    assert {**after, "sha256": ""} == {**before, "sha256": ""}
+
+
+@pytest.mark.parametrize("override", ["no-equals", "=1", "stages.sft.optim.lr.x=1", "name=[unclosed"])
+def test_a_malformed_override_is_a_usage_error(override: str):
+    with pytest.raises(UsageError):
+        load_recipe("tiny", [override])
+
+
+def test_a_key_given_twice_is_an_error_instead_of_the_last_one_winning():
+    with pytest.raises(RecipeError, match="given twice"):
+        load_recipe("name: a\nname: b\n")
+
+
+def test_an_unknown_recipe_suggests_a_shipped_one():
+    with pytest.raises(UsageError, match="did you mean tiny"):
+        load_recipe("tinny")
+
+
+def test_yaml_text_a_file_and_a_shipped_name_give_the_same_recipe(tmp_path: Path):
+    text, _ = read_text("tiny")
+    (tmp_path / "mine.yaml").write_text(text)
+    want = resolved(load_recipe("tiny"))
+    assert resolved(load_recipe(text)) == resolved(load_recipe(str(tmp_path / "mine.yaml"))) == want
+
+
+def test_a_resolved_recipe_reads_back_to_itself_and_an_edited_one_is_refused():
+    content = resolved(load_recipe("tiny"))
+    again = from_resolved(json.loads(json.dumps(content)), where="recipe.json")
+    assert resolved(again) == content
+    content["seed"] += 1
+    with pytest.raises(RecipeError, match="edited"):
+        from_resolved(content, where="recipe.json")
+
+
+def test_a_resolved_recipe_is_itself_a_recipe():
+    content = resolved(load_recipe("tiny"))
+    assert resolved(load_recipe(yaml.safe_dump(content))) == content
+
+
+def test_every_field_of_a_recipe_has_a_role():
+    for name in shipped():
+        recipe = load_recipe(name)
+        roles = [fields(recipe, role) for role in ("result", "execution", "note")]
+        assert all(roles)
+        assert sum(map(len, roles)) == len({path for found in roles for path in found})
+
+
+def digest_of(*overrides: str) -> str:
+    recipe = load_recipe("tiny", overrides)
+    return stage_digest(recipe, recipe.stages.named()["sft"], parent_model="a", data="b")
+
+
+@pytest.mark.parametrize(
+    ("override", "same"),
+    [
+        ("stages.sft.compute.node_pool=other", True),
+        ("stages.sft.checkpoint.every_steps=7", True),
+        ("stages.stage1.optim.lr=9e-9", True),
+        ("description=words", True),
+        ("stages.sft.optim.lr=9e-9", False),
+        ("stages.sft.train.merger=false", False),
+        ("seed=5", False),
+    ],
+)
+def test_a_stage_digest_covers_its_own_result_fields_and_nothing_else(override: str, same: bool):
+    assert (digest_of() == digest_of(override)) is same
+
+
+def test_a_changed_field_is_named_and_a_field_that_the_stored_stage_lacks_is_not_a_change():
+    recipe = load_recipe("tiny")
+    stored = stage_fields(recipe, recipe.stages.named()["sft"])
+    asked = {**stored, "optim.lr": 1.0, "new.field": 1}
+    assert [(c.field, c.asked) for c in changes(stored, asked)] == [("optim.lr", 1.0)]
+
+
+def test_the_json_schema_accepts_shipped_recipes_and_refuses_an_unknown_key():
+    jsonschema = pytest.importorskip("jsonschema")
+    validator = jsonschema.Draft202012Validator(json_schema())
+    content = yaml.safe_load(read_text("qwen2_5_vl_7b")[0])
+    assert not list(validator.iter_errors(content))
+    content["stages"]["stage1"]["trian"] = {}
+    assert list(validator.iter_errors(content))
+
+
+def test_the_model_is_frozen_after_validation():
+    recipe = load_recipe("tiny")
+    assert isinstance(recipe, Recipe)
+    with pytest.raises(Exception, match="frozen"):
+        recipe.seed = 3  # type: ignore[misc]
+
+
+def test_a_recipe_that_extends_another_keeps_what_it_does_not_name():
+    recipe = load_recipe("extends: tiny\nname: mine\nstages:\n  sft: {optim: {lr: 7e-5}}\n  dpo: null\n")
+    tiny = load_recipe("tiny")
+    assert recipe.stages.sft.optim.lr == 7e-5
+    assert recipe.stages.sft.schedule == tiny.stages.sft.schedule
+    assert recipe.stages.dpo is None
+    assert recipe.stages.stage1 == tiny.stages.stage1
+
+
+def test_recipes_that_extend_each_other_are_an_error(tmp_path: Path):
+    (tmp_path / "a.yaml").write_text(f"extends: {tmp_path}/b.yaml\n")
+    (tmp_path / "b.yaml").write_text(f"extends: {tmp_path}/a.yaml\n")
+    with pytest.raises(RecipeError, match="circle"):
+        load_recipe(str(tmp_path / "a.yaml"))
