@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import fsspec
 import yaml
@@ -201,16 +201,22 @@ def _problems(error: ValidationError, root: type[BaseModel]) -> Iterator[tuple[s
 
 def _siblings(location: list[str], root: type[BaseModel]) -> list[str]:
     """Field names of the model that the last part of `location` was looked up in."""
-    model: Any = root
+    at: Any = root
     for part in location[:-1]:
-        field = getattr(model, "model_fields", {}).get(part)
-        model = _model_of(field.annotation) if field else model
-        if model is None:
+        if (model := _model_of(at)) is None:
             return []
-    return sorted(getattr(model, "model_fields", {}))
+        tagged = [inner for inner in get_args(at) if isinstance(inner, type) and issubclass(inner, BaseModel)]
+        if get_origin(at) in (dict, list):  # the part is a key or an index
+            at = model
+        elif len(tagged) > 1:  # a union told apart by `kind`, and the part is its value
+            at = next((one for one in tagged if part in get_args(one.model_fields["kind"].annotation)), model)
+        elif part in model.model_fields:
+            at = model.model_fields[part].annotation
+    model = _model_of(at)
+    return sorted(model.model_fields) if model else []
 
 
-def _model_of(annotation: Any) -> Any:
+def _model_of(annotation: Any) -> type[BaseModel] | None:
     """The pydantic model inside Optional[Model] or dict[str, Model]."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
