@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from trainer.errors import UsageError
 from trainer.recipe import STAGES, Recipe
@@ -107,24 +107,18 @@ def program_command(call: ProgramCall) -> Command:
     return Command(argv + _repeated("--set", call.overrides), _environment(call))
 
 
-def local_call(recipe: Recipe, stage: str, *, ref: str, out: str, python: str, **more: object) -> StageCall:
-    """The call of one stage on this machine: the recipe's ranks per node, on CPU processes, on one node.
+def local_call(recipe: Recipe, stage: str, *, ref: str, out: str, **more: Any) -> StageCall:
+    """The call of one stage on this machine: the ranks of one of the recipe's nodes.
 
-    A recipe for a cluster may ask for more nodes; locally all its ranks cannot be had, so one node's are used.
+    A recipe for a cluster may ask for more nodes, which one machine does not have. `more` goes to StageCall, over
+    what the recipe says.
     """
     named = recipe.stages.named()
     if stage not in named:
         raise UsageError("the recipe has no such stage", where=stage, expected=", ".join(named))
     compute = named[stage].compute
-    return StageCall(
-        recipe=ref,
-        stage=stage,
-        out=out,
-        procs_per_node=compute.gpus_per_node,
-        threads=compute.threads,
-        python=python,
-        **more,  # type: ignore[arg-type]
-    )
+    says = {"procs_per_node": compute.gpus_per_node, "threads": compute.threads, "device": "cpu"}
+    return StageCall(recipe=ref, stage=stage, out=out, **{**says, **more})
 
 
 def merged(env: Mapping[str, str], command: Command) -> dict[str, str]:

@@ -1,0 +1,89 @@
+"""The torchx component of one stage: a stage on this machine, for trying and for debugging.
+
+    torchx run -s local_cwd trainer/component.py:stage --recipe tiny --stage sft --out DIR
+
+torchx takes a component's arguments without `--` (FACTS.md, section 8). The component only says what to run; argv and
+environment come from trainer/command.py, which the PyTorchJob uses too. The pipeline builds the same AppDef through
+`app_of` and hands it to the same scheduler (pipelines/work.py).
+
+No `from __future__ import annotations` here: torchx makes command-line options of the annotations and does not resolve
+them when they are strings.
+"""
+
+import os
+import sys
+
+from torchx import specs
+
+from trainer.command import Command, local_call, stage_command
+from trainer.errors import QwenVLError, UsageError
+from trainer.resolve import load_recipe
+
+DEVICES = ("cpu", "cuda")
+
+
+# torchx makes options of these plain annotations and help of the docstring: no unions, no Literal.
+def stage(
+    recipe: str,
+    stage: str,
+    out: str,
+    overrides: list[str] = [],  # noqa: B006 - torchx shows the default and needs a value of the annotated type
+    accept_changes: list[str] = [],  # noqa: B006
+    device: str = "cpu",
+    procs: int = 0,
+    threads: int = 0,
+) -> specs.AppDef:
+    """One stage of a recipe, on this machine.
+
+    Args:
+        recipe: name of a shipped recipe, a path or a URI
+        stage: stage1, stage2, stage3, sft or dpo
+        out: folder or URI of the run's output, the same for all its stages
+        overrides: changes of the recipe, a.b=value,c.d=value
+        accept_changes: result fields whose change a begun stage accepts
+        device: cpu or cuda
+        procs: ranks; 0 takes the recipe's gpus_per_node
+        threads: threads of a rank; 0 takes the recipe's
+    """
+    try:
+        if device not in DEVICES:
+            raise UsageError("no such device", where=device, expected=" or ".join(DEVICES))
+        more = {key: value for key, value in (("procs_per_node", procs), ("threads", threads)) if value}
+        call = local_call(
+            load_recipe(recipe, overrides),
+            stage,
+            ref=_absolute(recipe),
+            out=_absolute_out(out),
+            python=sys.executable,
+            overrides=tuple(overrides),
+            accept_changes=tuple(accept_changes),
+            device=device,
+            **more,
+        )
+    except QwenVLError as error:  # the edge of `torchx run`, which would bury the message in its own traceback
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.code)
+    return app_of(stage, stage_command(call))
+
+
+def app_of(name: str, command: Command) -> specs.AppDef:
+    """A command as torchx's app of one role with one replica; local_cwd ignores image and resources."""
+    role = specs.Role(
+        name=name,
+        image="",
+        entrypoint=command.argv[0],
+        args=command.argv[1:],
+        env=dict(command.env),
+        num_replicas=1,
+        resource=specs.Resource(cpu=-1, gpu=0, memMB=-1),
+    )
+    return specs.AppDef(name=name, roles=[role])
+
+
+def _absolute(ref: str) -> str:
+    """A recipe file by its full path, so that another working folder finds it; names and URIs as they are."""
+    return os.path.realpath(ref) if os.path.isfile(ref) else ref  # noqa: PTH113 - a ref may be no path at all
+
+
+def _absolute_out(out: str) -> str:
+    return out if "://" in out else os.path.realpath(out)
