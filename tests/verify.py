@@ -1,7 +1,7 @@
 """`make verify`: the same recipe and seed give the same bits, also when the run was killed in the middle of stage2.
 
-Three runs of one recipe: two from start to end, one that gets SIGKILL after a commit in the middle of stage2 and is then
-started again. The weights that every stage hands over must be equal bit for bit.
+Three runs of one recipe: two from start to end, one that gets SIGKILL after a commit in the middle of stage2 and is
+then started again. The weights that every stage hands over must be equal bit for bit.
 """
 
 from __future__ import annotations

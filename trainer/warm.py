@@ -161,6 +161,8 @@ class Server:
             for other in (self.listener, *self.line_of.values(), line):
                 other.close()
             _become(request, streams, server)
+        with contextlib.suppress(OSError):
+            os.setpgid(pid, pid)  # here and in the fork: whoever comes first, the group exists from now on
         for stream in streams:
             os.close(stream)
         self.line_of[pid] = line
