@@ -1,0 +1,169 @@
+"""Videos: header, which frames a variant sees, and the pixels of those frames. Decoded with PyAV.
+
+Frames are chosen evenly over the whole duration, an even number of them, at the frame rate that the variant picks
+(Qwen2.5-VL trains with dynamic frame rates). A frame is found by its presentation time and not by counting, so a file
+with a variable frame rate gives what was on the screen at that moment.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import av
+import numpy as np
+
+from trainer.data import media
+from trainer.errors import MediaError
+
+
+@dataclass(frozen=True)
+class VideoHeader:
+    width: int
+    height: int
+    num_frames: int
+    fps: float
+    duration_s: float
+    suffix: str
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Source frame numbers (at the average rate of the file), and the time between two grid rows."""
+
+    numbers: tuple[int, ...]
+    seconds_per_grid: float
+
+
+def select_frames(
+    num_frames: int,
+    fps: float,
+    *,
+    sample_fps: float,
+    min_frames: int,
+    max_frames: int,
+    multiple: int = 2,
+) -> Frames:
+    """Evenly spaced frames, a multiple of `multiple`: the rule of transformers' Qwen2VLVideoProcessor.sample_frames.
+
+    A video with fewer frames than `multiple` repeats its last one.
+    """
+    limit = min(max_frames, num_frames) // multiple * multiple
+    wanted = min(max(num_frames / fps * sample_fps, min_frames), limit)
+    count = max(math.floor(wanted / multiple) * multiple, multiple)
+    if count > num_frames:
+        numbers = tuple(min(number, num_frames - 1) for number in range(count))
+    else:
+        numbers = tuple(number * num_frames // count for number in range(count))
+    return Frames(numbers, multiple * num_frames / fps / count)
+
+
+def video_header(data: bytes, *, where: object = None) -> VideoHeader:
+    """Raises MediaError. Frames are counted by demuxing (no decoding): containers often state none or a wrong number."""
+    try:
+        with av.open(io.BytesIO(data)) as container:
+            stream = _stream(container, where)
+            times = sorted(packet.pts for packet in container.demux(stream) if packet.pts is not None and packet.size)
+            rate = stream.average_rate or stream.base_rate or Fraction(0)
+            time_base = stream.time_base or Fraction(0)
+            width, height = _display_size(stream)
+            suffix = container.format.name.split(",")[0]
+    except (av.FFmpegError, ValueError, IndexError) as error:
+        raise _unreadable(where, data, error) from error
+    if not times or rate <= 0:
+        raise _unreadable(where, data, "no frames")
+    if width * height > media.MAX_PIXELS:
+        raise MediaError(
+            "the header promises more pixels than are read",
+            where=where,
+            expected=f"at most {media.MAX_PIXELS} pixels a frame",
+            got=f"{width}x{height}",
+        )
+    fps = float(rate)
+    if len(times) > 1 and time_base:  # the container's average may be a guess; presentation times are the truth
+        fps = float((len(times) - 1) / ((times[-1] - times[0]) * time_base))
+    names = {"mov": "mp4", "matroska": "mkv"}
+    return VideoHeader(width, height, len(times), fps, len(times) / fps, names.get(suffix, suffix))
+
+
+def decode_video(
+    data: bytes, numbers: Sequence[int], fps: float, width: int, height: int, *, where: object = None
+) -> np.ndarray:
+    """uint8[len(numbers), height, width, 3]: for each number the frame shown in the middle of [n / fps, (n + 1) / fps).
+
+    Raises MediaError when the file ends before the last of them.
+    """
+    moments = [(number + 0.5) / fps for number in numbers]
+    pictures: list[np.ndarray] = []
+    try:
+        with av.open(io.BytesIO(data)) as container:
+            stream = _stream(container, where)
+            stream.thread_type = "SLICE"  # frame threads would decode ahead of what is kept
+            start = None
+            shown: av.VideoFrame | None = None
+            for frame in container.decode(stream):
+                if frame.pts is None or frame.time is None:
+                    continue
+                start = frame.time if start is None else start
+                while len(pictures) < len(moments) and shown is not None and frame.time - start > moments[len(pictures)]:
+                    pictures.append(_picture(shown, width, height))
+                shown = frame
+                if len(pictures) == len(moments):
+                    break
+            if shown is not None and start is not None:
+                end = float(shown.time or 0.0) - start + 1.5 / fps  # a last frame lasts one frame
+                while len(pictures) < len(moments) and moments[len(pictures)] < end:
+                    pictures.append(_picture(shown, width, height))
+    except (av.FFmpegError, ValueError) as error:
+        raise _unreadable(where, data, error) from error
+    if len(pictures) < len(moments):
+        raise MediaError(
+            "the video ends before its last chosen frame",
+            where=where,
+            expected=f"frame {numbers[len(pictures)]} at {moments[len(pictures)]:.3f} s",
+            got=f"{len(pictures)} of {len(moments)} frames",
+            do="replace the file, or take the sample out of the source",
+        )
+    return np.stack(pictures)
+
+
+def _picture(frame: av.VideoFrame, width: int, height: int) -> np.ndarray:
+    """One frame upright, resized like an image (PIL bicubic on uint8)."""
+    image = frame.to_image()
+    turns = round(frame.rotation / 90) % 4
+    if turns:
+        image = image.transpose([*_ROTATIONS][turns - 1])
+    return np.asarray(media.resize(image, width, height))
+
+
+_ROTATIONS = (media.TURNS[8], media.TURNS[3], media.TURNS[6])
+"""By 90, 180, 270 degrees counter-clockwise: the direction of a display matrix."""
+
+
+def _stream(container: av.container.InputContainer, where: object) -> av.VideoStream:
+    if not container.streams.video:
+        raise MediaError("the file has no video stream", where=where, got=container.format.name)
+    return container.streams.video[0]
+
+
+def _display_size(stream: av.VideoStream) -> tuple[int, int]:
+    """Size after the rotation that phones write as a display matrix: seen on the first decoded frame."""
+    width, height = stream.codec_context.width, stream.codec_context.height
+    stream.container.seek(0)
+    frame = next(stream.container.decode(stream), None)  # type: ignore[call-overload]
+    if frame is not None and round(frame.rotation / 90) % 2:
+        return height, width
+    return width, height
+
+
+def _unreadable(where: object, data: bytes, cause: object) -> MediaError:
+    return MediaError(
+        "the video cannot be decoded",
+        where=where,
+        expected="a video file that PyAV reads",
+        got=f"{cause} ({len(data)} bytes)",
+        do="replace the file, or take the sample out of the source",
+    )
