@@ -124,12 +124,12 @@ class Server:
     """Accepts requests, forks, reports exit codes, kills what nobody waits for any more. One thread, no locks."""
 
     def __init__(self, path: str):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
+        hidden = f"{path}.{os.getpid()}"
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.listener.bind(path)
-        os.chmod(path, 0o600)
+        self.listener.bind(hidden)
+        os.chmod(hidden, 0o600)
         self.listener.listen(64)
+        os.rename(hidden, path)  # an asker that sees the path can connect
         self.line_of: dict[int, socket.socket] = {}
 
     def serve(self) -> NoReturn:
