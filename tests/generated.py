@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.k8s.golden import manifests
 from trainer.resolve import json_schema, load_recipe, resolved, shipped
 
 ROOT = Path(__file__).parents[1]
@@ -27,6 +28,7 @@ def wanted() -> Iterator[tuple[str, str]]:
     for name in shipped():
         yield f"tests/golden/recipes/{name}.json", as_json(resolved(load_recipe(name)))
     yield "trainer/recipe.schema.json", as_json(json_schema())
+    yield from manifests()
 
 
 def main() -> int:

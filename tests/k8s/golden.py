@@ -1,0 +1,56 @@
+"""The rendered objects of every shipped recipe on one cluster, as they are committed in tests/golden/manifests.
+
+`python -m tests.generated --write` writes them, `--check` compares: a change of what reaches a cluster shows in review.
+The ConfigMap's content is left out: tests/golden/recipes has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from k8s.cluster import load_cluster
+from k8s.job import render_prepare
+from k8s.names import Run
+from k8s.pods import RECIPE_FILE
+from k8s.pytorchjob import Rendered, render_program, render_stage
+from trainer.command import Command
+from trainer.recipe import Recipe
+from trainer.resolve import load_recipe, shipped
+
+CLUSTER = "onprem"
+RUN = Run(out="s3://training/runs/golden", id="golden", stage_digest="golden")
+
+
+def rendered(recipe: Recipe, cluster_name: str = CLUSTER, run: Run = RUN) -> Iterator[Rendered]:
+    """Everything that a run of the recipe may create."""
+    cluster = load_cluster(cluster_name)
+    command = Command(["python", "-m", "pipelines.prepare", "--recipe", RECIPE_FILE, "--out", run.out], {"OMP_NUM_THREADS": "1"})
+    yield render_prepare(recipe, "prepare-data", cluster, run, command)
+    yield render_program(recipe, "init", cluster, run)
+    for name, stage in recipe.stages.named().items():
+        if stage.sampling is not None:
+            yield render_program(recipe, "generate", cluster, run, stage=name)
+        yield render_stage(recipe, name, cluster, run)
+    yield render_program(recipe, "export", cluster, run)
+    yield render_program(recipe, "evaluate", cluster, run)
+
+
+def manifests() -> Iterator[tuple[str, str]]:
+    """(path from the root, content) of the golden files: one a recipe, one document a job."""
+    for name in shipped():
+        jobs = [one.job for one in rendered(load_recipe(name))]
+        yield f"tests/golden/manifests/{name}.yaml", as_yaml(jobs)
+
+
+class _SpelledOut(yaml.SafeDumper):
+    """Without aliases: a part that two documents share is written twice."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def as_yaml(jobs: list[dict[str, Any]]) -> str:
+    return yaml.dump_all(jobs, Dumper=_SpelledOut, sort_keys=True, width=120, explicit_start=True)
