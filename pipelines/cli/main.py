@@ -1,0 +1,78 @@
+"""`qwenvl`: the command line, one file a noun; each noun is imported only when it is asked for.
+
+Exit codes are those of trainer/errors.py; an error is one message on stderr.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "run": ("run", "run a recipe on this machine, every stage"),
+    "submit": ("remote", "start a recipe on Kubeflow Pipelines"),
+    "status": ("remote", "how a submitted run is doing"),
+    "logs": ("remote", "the lines of a submitted run"),
+    "stop": ("remote", "stop a submitted run and remove what it holds"),
+    "recipe": ("recipe", "show, check or compare recipes; their JSON Schema"),
+    "fetch": ("fetch", "bring a model or data set from a hub into storage, pinned and verified"),
+    "export": ("after", "write the final model of an output in Hugging Face layout"),
+    "evaluate": ("after", "held-out losses and task scores of an output"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the script `qwenvl`; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if words else 2
+    if words[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("qwenvl-train"))
+        return 0
+    if words[0] not in COMMANDS:
+        import difflib
+
+        close = difflib.get_close_matches(words[0], COMMANDS, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        print(f"error: no such command: {words[0]}{hint}\n\n{usage()}", file=sys.stderr)
+        return 2
+    module = importlib.import_module(f"pipelines.cli.{COMMANDS[words[0]][0]}")
+    return edge(module.main, words)
+
+
+def edge(command, words: list[str]) -> int:
+    """Run a command; turn its errors into a message and an exit code."""
+    from trainer.errors import QwenVLError
+
+    try:
+        return command(words) or 0
+    except QwenVLError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.code
+    except BrokenPipeError:  # `qwenvl recipe show | head`
+        sys.stderr.close()
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+def usage() -> str:
+    width = max(len(name) for name in COMMANDS)
+    lines = [f"  {name:{width}}  {what}" for name, (_, what) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: qwenvl COMMAND ...      (qwenvl COMMAND --help says more)",
+            "",
+            *lines,
+            "",
+            "try it:  qwenvl run tiny --out out/tiny",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

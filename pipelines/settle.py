@@ -1,0 +1,95 @@
+"""OUT/recipe.json: the resolved recipe of an output, written at first use and compared ever after.
+
+A run into an output that holds work goes on only if the recipe still asks for what was made there. Fields of stages
+that have not begun may change freely, execution fields and notes always; a result field of something that has begun
+is refused by name, unless --accept-change names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from trainer import storage
+from trainer.errors import StageMismatch
+from trainer.recipe import STAGES, Recipe
+from trainer.resolve import fields, from_resolved, load_recipe, resolved
+
+NAME = "recipe.json"
+
+
+def asked_recipe(recipe: str, overrides: Iterable[str], base_model: str = "") -> Recipe:
+    """The recipe that a person asks for; `base_model` takes the place of `model.base` or of `model.init`."""
+    extra = [f"model.base={base_model}", "model.init=null", "model.config=null"] if base_model else []
+    return load_recipe(recipe, [*overrides, *extra])
+
+
+def stored_recipe(out: str) -> Recipe:
+    """The recipe that this output was settled with."""
+    uri = storage.join(out, NAME)
+    return from_resolved(storage.read_json(uri), where=uri)
+
+
+def settle(
+    recipe: str, overrides: Iterable[str], *, out: str, base_model: str = "", accept: Iterable[str] = ()
+) -> Recipe:
+    """Write OUT/recipe.json, or check that what is there already allows this recipe.
+
+    Raises:
+        RecipeError: the recipe is not valid.
+        StageMismatch: the output holds work made with other result fields.
+    """
+    asked = asked_recipe(recipe, overrides, base_model)
+    content, uri = resolved(asked), storage.join(out, NAME)
+    if not storage.exists(uri):
+        storage.write_json(uri, content)
+        return asked
+    stored = stored_recipe(out)
+    refuse_changes(stored, asked, out=out, accept=accept)
+    if resolved(stored)["sha256"] != content["sha256"]:
+        storage.write_json(uri, content)
+    return asked
+
+
+def refuse_changes(stored: Recipe, asked: Recipe, *, out: str, accept: Iterable[str] = ()) -> None:
+    before, now = fields(stored, "result"), fields(asked, "result")
+    accepted = tuple(accept)
+    changed = {key for key in before.keys() | now.keys() if before.get(key) != now.get(key)}
+    refused = sorted(key for key in changed if begun(key, out) and not _covered(key, accepted))
+    if not refused:
+        return
+    raise StageMismatch(
+        "the output holds work made with other settings",
+        where=storage.join(out, NAME),
+        expected="\n".join(f"    {key}: {_shown(before.get(key))} (stored)" for key in refused).lstrip(),
+        got="\n".join(f"    {key}: {_shown(now.get(key))} (asked for)" for key in refused).lstrip(),
+        do="use another --out, undo the change, or repeat with "
+        + " ".join(f"--accept-change {key}" for key in refused[:3])
+        + (" ..." if len(refused) > 3 else ""),
+    )
+
+
+def begun(field: str, out: str) -> bool:
+    """Whether something in the output was made from this field."""
+    section, _, rest = field.partition(".")
+    if section == "stages":
+        stage = rest.partition(".")[0]
+        return stage in STAGES and _any(out, f"{stage}/plan/plan.json", f"{stage}/result.json")
+    if section in ("export", "evaluate"):
+        return _any(out, f"{section}/README.md" if section == "export" else "evaluate/evaluation.json")
+    return _any(out, "data/funnel.json", "init/result.json")
+
+
+def _any(out: str, *names: str) -> bool:
+    return any(storage.exists(storage.join(out, name)) for name in names)
+
+
+def _covered(field: str, accepted: tuple[str, ...]) -> bool:
+    """`optim.lr` accepts it in every stage, `stages.sft.optim.lr` in one; a section's name accepts all of it."""
+    in_stage = field.split(".", 2)[2] if field.startswith("stages.") and field.count(".") > 1 else field
+    return any(path == name or path.startswith(f"{name}.") for name in accepted for path in (field, in_stage))
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else text[:97] + "..."
