@@ -195,14 +195,11 @@ class Qwen25VL:
 
     # ---------------------------------------------------------------- model and export
 
-    def build(self, *, dtype: Any, attn_implementation: str | None = None) -> Any:
-        """The torch model with random weights (transformers' initialisation) in `dtype`."""
-        from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+    def build(self, *, dtype: Any, attn_implementation: str | None = None, init: bool = True) -> Any:
+        """The torch model in `dtype` with random weights (`init`), or with memory only."""
+        from trainer.models.qwen2_5_vl_model import build
 
-        config = Qwen2_5_VLConfig(**self.export_config())
-        return Qwen2_5_VLForConditionalGeneration._from_config(
-            config, dtype=dtype, attn_implementation=attn_implementation or "sdpa"
-        )
+        return build(self.export_config(), dtype=dtype, attn_implementation=attn_implementation, init=init)
 
     def export_config(self) -> dict[str, Any]:
         """config.json for export: as read, with the tokens_per_second that was trained with."""
