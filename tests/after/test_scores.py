@@ -78,7 +78,11 @@ def test_a_box_left_in_pixels_of_the_resized_picture_is_wrong():
     [
         ([20, 20, 60, 60], '[{"point_2d": [15, 15], "label": "3 4"}]', 1),
         ([20, 20, 60, 60], '<points x1="15" y1="15" alt="it">it</points>', 1),
-        ([20, 20, 60, 60], '<tool_call>{"name":"computer_use","arguments":{"action":"left_click","coordinate":[15,15]}}</tool_call>', 1),
+        (
+            [20, 20, 60, 60],
+            '<tool_call>{"name":"computer_use","arguments":{"action":"left_click","coordinate":[15,15]}}</tool_call>',
+            1,
+        ),
         ([20, 20, 60, 60], '[{"bbox_2d": [10, 10, 20, 20]}]', 1),
         ([20, 20, 60, 60], "(40, 40)", 0),
         ([30, 30], "(15, 15)", 1),

@@ -94,7 +94,9 @@ def prompt_of(sample: Sample) -> tuple[Message, ...]:
     places = [index for index, message in enumerate(sample.messages) if message.role == "assistant"]
     if not places or places[-1] == 0:
         raise DataError(
-            "a task has no question before an answer", where=f"{sample.source}/{sample.id}", do="drop it from sampling.tasks"
+            "a task has no question before an answer",
+            where=f"{sample.source}/{sample.id}",
+            do="drop it from sampling.tasks",
         )
     return sample.messages[: places[-1]]
 
@@ -183,7 +185,9 @@ def read_answers(folder: str, requests: Sequence[Request]) -> dict[str, list[Ans
     for number in range(len(blocks_of(requests))):
         uri = storage.join(folder, block_name(number))
         if not storage.exists(uri):
-            raise DataError("answers are missing", where=uri, do="run the answers step again: it goes on where it stopped")
+            raise DataError(
+                "answers are missing", where=uri, do="run the answers step again: it goes on where it stopped"
+            )
         for row in _table(uri).to_pylist():
             if row["request"] not in found:
                 raise DataError(
@@ -212,6 +216,6 @@ def _table(uri: str) -> pa.Table:
     try:
         return pq.read_table(io.BytesIO(storage.read_bytes(uri)))
     except pa.ArrowInvalid as error:
-        raise DataError("a block of answers cannot be read", where=uri, got=str(error), do="delete it, then run again") from None
-
-
+        raise DataError(
+            "a block of answers cannot be read", where=uri, got=str(error), do="delete it, then run again"
+        ) from None

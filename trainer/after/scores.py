@@ -38,10 +38,14 @@ COLOURS = (
     *("teal", "violet", "white", "yellow", "grey"),
 )
 _SAME_COLOUR = {"grey": "gray"}
-_WORDS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty"
+_WORDS = (
+    "zero one two three four five six seven eight nine ten "
+    "eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty"
+)
 NUMBER_WORDS = {word: number for number, word in enumerate(_WORDS.split())}
 _LEAD = re.compile(
-    r"^(?:(?:the answer is|answer is|answer|it is|it's|its|this is|that is|there is|there are|the picture shows|a|an|the|is|are)\b[ :]*)+"
+    r"^(?:(?:the answer is|answer is|answer|it is|it's|its|this is|that is|there is|there are|the picture shows"
+    r"|a|an|the|is|are)\b[ :]*)+"
 )
 _NUMBER = re.compile(r"-?\d+(?:[.,]\d+)*")
 
@@ -67,7 +71,10 @@ def score(key: Key, text: str, frame: Frame | None = None) -> dict[str, float]:
 def mean_scores(scores: Sequence[dict[str, float]]) -> dict[str, float]:
     """Mean of every figure over the answers that have it."""
     names = sorted({name for one in scores for name in one})
-    return {name: math.fsum(one[name] for one in scores if name in one) / sum(name in one for one in scores) for name in names}
+    return {
+        name: math.fsum(one[name] for one in scores if name in one) / sum(name in one for one in scores)
+        for name in names
+    }
 
 
 # ---------------------------------------------------------------- words
@@ -157,7 +164,9 @@ def _number(value: Any, text: str, _: Frame | None) -> dict[str, float]:
 
 # ---------------------------------------------------------------- places
 
-_FOUR = re.compile(r"(-?\d+(?:\.\d+)?)[\s,]+(-?\d+(?:\.\d+)?)[)\]]?\s*,?\s*[(\[]?(-?\d+(?:\.\d+)?)[\s,]+(-?\d+(?:\.\d+)?)")
+_FOUR = re.compile(
+    r"(-?\d+(?:\.\d+)?)[\s,]+(-?\d+(?:\.\d+)?)[)\]]?\s*,?\s*[(\[]?(-?\d+(?:\.\d+)?)[\s,]+(-?\d+(?:\.\d+)?)"
+)
 _POINT_TAG = re.compile(r"""x1?\s*=\s*"(-?[\d.]+)"\s+y1?\s*=\s*"(-?[\d.]+)\"""")
 _TWO = re.compile(r"(-?\d+(?:\.\d+)?)\s*[,\s]\s*(-?\d+(?:\.\d+)?)")
 

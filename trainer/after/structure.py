@@ -1,8 +1,8 @@
 """How alike two HTML documents are in structure: tree edit distance over tags, as TEDS-S does for tables
 (tree-edit-distance-based similarity, arXiv 1911.10683 section 5; structure only: text is not compared).
 
-similarity = 1 - distance / max(nodes of both), with the ordered-tree distance of Zhang and Shasha (SIAM J. Comput. 18(6),
-1989). A node is a tag with its class attribute; attributes with coordinates are not part of it, boxes are scored apart.
+similarity = 1 - distance / max(nodes of both), with the ordered-tree distance of Zhang and Shasha (SIAM J. Comput.
+18(6), 1989). A node is a tag with its class attribute; attributes with coordinates are not part of it, boxes are scored apart.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from html.parser import HTMLParser
 
 MAX_NODES = 400
 """The distance costs up to nodes^2 x depth^2: larger trees are compared by their first nodes in document order."""
-_VOID = frozenset(("area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"))
+_VOID = frozenset(
+    ("area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr")
+)
 
 
 @dataclass

@@ -2,8 +2,8 @@
 
 The papers start from a trained language model. Here it is trained from scratch for some hundreds of steps and stands in
 a folder in the layout of a released Qwen2.5 language model, so that what follows reads it as it would read a real one.
-Documents follow each other with end-of-text between them, cut into rows of equal length; sources take turns so that each
-gives the same number of tokens.
+Documents follow each other with end-of-text between them, cut into rows of equal length; sources take turns so that
+each gives the same number of tokens.
 
 Shapes: B rows of a step, T tokens of a row.
 """
@@ -150,7 +150,9 @@ def update(
     """Backward, clip, step; the loss as a number. NumericsError when it is not finite."""
     value = float(loss.detach())
     if not math.isfinite(value):
-        raise NumericsError(f"the {what}'s loss is not finite", where=f"init, step {step}", got=value, do="lower its learning rate")
+        raise NumericsError(
+            f"the {what}'s loss is not finite", where=f"init, step {step}", got=value, do="lower its learning rate"
+        )
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), CLIP)

@@ -1,17 +1,17 @@
 """Before stage1: a vision tower learns what words have to do with pictures, briefly, on image-text pairs.
 
 The papers start from a tower that was trained against text (CLIP, DFN). Here the tower is trained from scratch for some
-hundreds of steps to say which tokens a picture's caption has: classification over the vocabulary, each token weighted by
-its inverse document frequency (SuperClass, arXiv 2411.03313 section 3: as good as CLIP at scale, without a text encoder
-and without large batches). README, "Decisions", has the comparison with the sigmoid loss. The classifier is thrown away;
-the merger is not part of it: it starts as the recipe says.
+hundreds of steps to say which tokens a picture's caption has: classification over the vocabulary, each token weighted
+by its inverse document frequency (SuperClass, arXiv 2411.03313 section 3: as good as CLIP at scale, without a text
+encoder and without large batches). README, "Decisions", has the comparison with the sigmoid loss. The classifier is
+thrown away; the merger is not part of it: it starts as the recipe says.
 
 Shapes: B pairs of a step, P patches of all of them, D vision hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trainer.after.decode import normalised
 from trainer.before.language import Report, ends, optimizer_of, update
 from trainer.errors import DataError
 
 MAX_PIXELS = 84 * 112
-"""Of a picture here: a tower learns as much per picture from small ones, at a fraction of the time; its rotary positions
-carry over to larger ones (Qwen-VL likewise starts at 224 px and goes on at 448 px)."""
+"""Of a picture here: small ones teach as much per picture in a fraction of the time; rotary positions carry over to
+larger ones (Qwen-VL likewise starts at 224 px and goes on at 448 px)."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,9 @@ def train_vision(
         NumericsError: the loss is not finite.
     """
     if len(pairs) < batch:
-        raise DataError("too few image-text pairs to train the vision tower", expected=f"{batch} a step", got=len(pairs))
+        raise DataError(
+            "too few image-text pairs to train the vision tower", expected=f"{batch} a step", got=len(pairs)
+        )
     torch.manual_seed(seed)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(family.group_of(name) == "vision")
@@ -140,12 +143,6 @@ def inputs_of(pairs: Sequence[Pair], family: Any, vocab_size: int) -> tuple[Tens
     return normalised(patches, family), grid, bags
 
 
-def normalised(patches: Tensor, family: Any) -> Tensor:
-    """uint8[P, 3 * pixels of a channel] -> float, normalised per channel as the family's processor does."""
-    mean, std = torch.tensor(family.image_mean)[:, None], torch.tensor(family.image_std)[:, None]
-    return ((patches.view(len(patches), 3, -1).float() / 255 - mean) / std).flatten(1)
-
-
 def tower_state(model: nn.Module, family: Any) -> dict[str, Tensor]:
     """The trained tower's tensors by their names in released files (visual.*), without the merger."""
     return {
@@ -153,13 +150,3 @@ def tower_state(model: nn.Module, family: Any) -> dict[str, Tensor]:
         for name, parameter in model.named_parameters()
         if family.group_of(name) == "vision"
     }
-
-
-def text_tokens(text: str, encode: Any) -> tuple[int, ...]:
-    """Distinct tokens of a caption, in order of id."""
-    return tuple(sorted(set(encode(text))))
-
-
-def config_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json of a vision folder: the vision part, with the model type that it belongs to."""
-    return {"model_type": config["model_type"], "vision_config": dict(config["vision_config"])}
