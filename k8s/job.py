@@ -42,7 +42,9 @@ def render_prepare(recipe: Recipe, step: str, cluster: Cluster, run: Run, comman
     job = {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": job_metadata(names.job_name(recipe.name, step, run), cluster, run, {**labels, **queue_labels(cluster)}),
+        "metadata": job_metadata(
+            names.job_name(recipe.name, step, run), cluster, run, {**labels, **queue_labels(cluster)}
+        ),
         "spec": {
             "parallelism": 1,
             "completions": 1,

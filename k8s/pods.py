@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from k8s import names
-from k8s.cluster import Cluster, Gang, Kueue, NodePool, WebIdentity, SecretCredentials
+from k8s.cluster import Cluster, Gang, Kueue, NodePool, SecretCredentials, WebIdentity, quantity
 from k8s.names import Run
 from trainer.command import Command
 
@@ -123,15 +123,19 @@ def _environment(pod: Pod) -> list[Json]:
         "AWS_REQUEST_CHECKSUM_CALCULATION": storage.checksums,
         "AWS_RESPONSE_CHECKSUM_VALIDATION": storage.checksums,
         "QWENVL_ATTEMPT": str(pod.run.attempt),
-        "QWENVL_CACHE": CACHE_DIR,
-        "QWENVL_CACHE_SIZE": storage.cache.size,
+        "QWENVL_CACHE_DIR": CACHE_DIR,
+        "QWENVL_CACHE_BYTES": str(int(quantity(storage.cache.size))),
         "QWENVL_IMAGE": pod.image,
         "QWENVL_SHUTDOWN_TIMEOUT_S": str(pod.cluster.grace.termination_s - SHUTDOWN_MARGIN_S),
     }
     if storage.endpoint is not None:
-        plain["AWS_ENDPOINT_URL_S3"] = storage.endpoint
+        plain["AWS_ENDPOINT_URL"] = storage.endpoint
     entries: list[Json] = [{"name": name, "value": value} for name, value in plain.items()]
-    for name, path in (("QWENVL_NODE", "spec.nodeName"), ("QWENVL_POD", "metadata.name"), ("QWENVL_POD_UID", "metadata.uid")):
+    for name, path in (
+        ("QWENVL_NODE", "spec.nodeName"),
+        ("QWENVL_POD", "metadata.name"),
+        ("QWENVL_POD_UID", "metadata.uid"),
+    ):
         entries.append({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}})
     match storage.credentials:
         case SecretCredentials(secret=secret, access_key=access, secret_key=key):

@@ -126,7 +126,15 @@ def _gpus(stage: str, wanted: int, pool: NodePool) -> int:
 
 
 def _render(
-    recipe: Recipe, step: str, cluster: Cluster, run: Run, command: Command, pool: NodePool, gpus: int, nodes: int, processes: int
+    recipe: Recipe,
+    step: str,
+    cluster: Cluster,
+    run: Run,
+    command: Command,
+    pool: NodePool,
+    gpus: int,
+    nodes: int,
+    processes: int,
 ) -> Rendered:
     config = config_map(recipe, step, cluster, run)
     labels = {**cluster.labels, **names.labels(recipe.name, step, run)}
@@ -190,11 +198,15 @@ def config_map(recipe: Recipe, step: str, cluster: Cluster, run: Run) -> Json:
             # No run and no attempt: the object is the same for all of them.
             "labels": {
                 **cluster.labels,
-                **{k: v for k, v in names.labels(recipe.name, step, run).items() if k not in (names.RUN, names.ATTEMPT)},
+                **{
+                    k: v for k, v in names.labels(recipe.name, step, run).items() if k not in (names.RUN, names.ATTEMPT)
+                },
             },
         },
         "immutable": True,
-        "data": {RECIPE_FILE.rsplit("/", 1)[1]: json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"},
+        "data": {
+            RECIPE_FILE.rsplit("/", 1)[1]: json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+        },
     }
 
 
@@ -233,7 +245,13 @@ def comparable(job: Json) -> Json:
     job = copy.deepcopy(job)
     metadata = job["metadata"]
     kept = {key: value for key, value in metadata.get("labels", {}).items() if key != names.RUN}
-    made = {"apiVersion": job["apiVersion"], "kind": job["kind"], "name": metadata["name"], "labels": kept, "spec": job["spec"]}
+    made = {
+        "apiVersion": job["apiVersion"],
+        "kind": job["kind"],
+        "name": metadata["name"],
+        "labels": kept,
+        "spec": job["spec"],
+    }
     for template in _templates(made["spec"]):
         template.get("metadata", {}).get("labels", {}).pop(names.RUN, None)
         for container in template["spec"]["containers"]:
@@ -265,7 +283,9 @@ def _differences(wanted: Any, found: Any, path: str) -> list[str]:
         lists = (_differences(value, found.get(key), f"{path}.{key}") for key, value in wanted.items())
         return [line for lines in lists for line in lines]
     if isinstance(wanted, list) and isinstance(found, list) and len(wanted) == len(found):
-        lists = (_differences(one, other, f"{path}[{i}]") for i, (one, other) in enumerate(zip(wanted, found, strict=True)))
+        lists = (
+            _differences(one, other, f"{path}[{i}]") for i, (one, other) in enumerate(zip(wanted, found, strict=True))
+        )
         return [line for lines in lists for line in lines]
     return [] if wanted == found else [f"{path.lstrip('.')}: wanted {_short(wanted)}, found {_short(found)}"]
 

@@ -2,6 +2,7 @@
 
     StageCall    one attempt to train one stage   -> stage_command(call)   -> python -m trainer.launch ... -- ...
     ProgramCall  a program of one process         -> program_command(call) -> python -m trainer.after.generate ...
+    PrepareCall  a step of data preparation       -> prepare_command(call) -> python -m pipelines.prepare ...
 
 trainer/component.py runs them on this machine through torchx, k8s/pytorchjob.py puts them into a pod; both take argv
 and env from here, so a stage that works on a laptop is started by the same words on a cluster.
@@ -30,6 +31,9 @@ PROGRAMS = {
     "evaluate": "trainer.after.evaluate",
 }
 """Programs of one process, by the name of their step; all take --recipe and --out, generate also --stage."""
+
+PREPARE = ("prepare-data", "prepare-stage", "requests", "select")
+"""Steps of data preparation that run in a pod of their own on a cluster; all but the first take --stage."""
 
 PARENT_RUN = "MLFLOW_RUN_ID"  # KFP 2.17 may set it itself (FACTS.md, section 7), so we use the same name
 TRACKING_URI = "MLFLOW_TRACKING_URI"
@@ -86,6 +90,21 @@ class ProgramCall:
     python: str = "python"
 
 
+@dataclass(frozen=True)
+class PrepareCall:
+    """A step of data preparation in a process of its own."""
+
+    what: str
+    recipe: str
+    out: str
+    stage: str | None = None
+    threads: int = 2
+    device: Device = "cpu"
+    tracking_uri: str | None = None
+    parent_run: str | None = None
+    python: str = "python"
+
+
 def stage_command(call: StageCall) -> Command:
     """argv and environment of one node's launcher; the same on every node of the stage."""
     if call.stage not in STAGES:
@@ -105,6 +124,15 @@ def program_command(call: ProgramCall) -> Command:
     if call.stage is not None:
         argv += ["--stage", call.stage]
     return Command(argv + _repeated("--set", call.overrides), _environment(call))
+
+
+def prepare_command(call: PrepareCall) -> Command:
+    """argv and environment of a step of data preparation."""
+    if call.what not in PREPARE:
+        raise UsageError("no such step", where=call.what, expected=", ".join(PREPARE))
+    argv = [call.python, "-m", "pipelines.prepare", call.what, "--recipe", call.recipe, "--out", call.out]
+    argv += ["--stage", call.stage] if call.stage is not None else []
+    return Command(argv, {**_environment(call), "DAFT_ANALYTICS_ENABLED": "0", "DO_NOT_TRACK": "1"})
 
 
 def local_call(recipe: Recipe, stage: str, *, ref: str, out: str, **more: Any) -> StageCall:
@@ -130,7 +158,7 @@ def _repeated(flag: str, values: Iterable[str]) -> list[str]:
     return [word for value in values for word in (flag, value)]
 
 
-def _environment(call: StageCall | ProgramCall) -> dict[str, str]:
+def _environment(call: StageCall | ProgramCall | PrepareCall) -> dict[str, str]:
     threads = str(call.threads)
     env = {
         "OMP_NUM_THREADS": threads,

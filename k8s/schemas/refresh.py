@@ -76,7 +76,11 @@ def strict(schema: Any) -> Any:
             made[key] = {name: strict(inner) for name, inner in value.items()}
         elif key not in ("description", "default", "title") and not key.startswith("x-kubernetes-"):
             made[key] = strict(value)
-    if "properties" in made and "additionalProperties" not in made and not schema.get("x-kubernetes-preserve-unknown-fields"):
+    if (
+        "properties" in made
+        and "additionalProperties" not in made
+        and not schema.get("x-kubernetes-preserve-unknown-fields")
+    ):
         made["additionalProperties"] = False
     return made
 
@@ -130,7 +134,10 @@ def as_lines(value: Json) -> str:
     """JSON with one line for each definition: small, and a difference names the definition."""
     parts = []
     for section in sorted(value):
-        lines = [f"{json.dumps(key)}:{json.dumps(value[section][key], sort_keys=True, separators=(',', ':'))}" for key in sorted(value[section])]
+        lines = [
+            f"{json.dumps(key)}:{json.dumps(value[section][key], sort_keys=True, separators=(',', ':'))}"
+            for key in sorted(value[section])
+        ]
         parts.append(f"{json.dumps(section)}:{{\n" + ",\n".join(lines) + "\n}")
     return "{" + ",\n".join(parts) + "}\n"
 
@@ -146,11 +153,19 @@ def made() -> dict[str, str]:
     sources: Json = {}
     for name, path, version, inside, extract in (
         ("kubernetes.json", "k8s.io/kubernetes", pins["KUBERNETES_VERSION"], OPENAPI, extract_kubernetes),
-        ("pytorchjob.json", "github.com/kubeflow/training-operator", pins["TRAINING_OPERATOR_VERSION"], CRD, extract_crd),
+        (
+            "pytorchjob.json",
+            "github.com/kubeflow/training-operator",
+            pins["TRAINING_OPERATOR_VERSION"],
+            CRD,
+            extract_crd,
+        ),
     ):
         folder, checksum = module(path, version)
         source = (folder / inside).read_bytes()
-        files[name] = as_lines(extract(yaml.load(source, yaml.CSafeLoader) if inside.endswith(".yaml") else json.loads(source)))
+        files[name] = as_lines(
+            extract(yaml.load(source, yaml.CSafeLoader) if inside.endswith(".yaml") else json.loads(source))
+        )
         sources[name] = {
             "module": path, "version": version, "module_sum": checksum, "file": inside,
             "file_sha256": sha256(source), "extract_sha256": sha256(files[name]),

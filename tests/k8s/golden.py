@@ -16,7 +16,7 @@ from k8s.job import render_prepare
 from k8s.names import Run
 from k8s.pods import RECIPE_FILE
 from k8s.pytorchjob import Rendered, render_program, render_stage
-from trainer.command import Command
+from trainer.command import PrepareCall, prepare_command
 from trainer.recipe import Recipe
 from trainer.resolve import load_recipe, shipped
 
@@ -27,8 +27,9 @@ RUN = Run(out="s3://training/runs/golden", id="golden", stage_digest="golden")
 def rendered(recipe: Recipe, cluster_name: str = CLUSTER, run: Run = RUN) -> Iterator[Rendered]:
     """Everything that a run of the recipe may create."""
     cluster = load_cluster(cluster_name)
-    command = Command(["python", "-m", "pipelines.prepare", "--recipe", RECIPE_FILE, "--out", run.out], {"OMP_NUM_THREADS": "1"})
-    yield render_prepare(recipe, "prepare-data", cluster, run, command)
+    yield render_prepare(
+        recipe, "prepare-data", cluster, run, prepare_command(PrepareCall("prepare-data", RECIPE_FILE, run.out))
+    )
     yield render_program(recipe, "init", cluster, run)
     for name, stage in recipe.stages.named().items():
         if stage.sampling is not None:

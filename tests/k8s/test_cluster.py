@@ -59,7 +59,10 @@ def test_a_file_that_is_not_there_is_named() -> None:
     ("overrides", "want"),
     [
         (["stages.stage1.compute.node_pool=h200"], "stages.stage1.compute.node_pool: cluster test has no pool 'h200'"),
-        (["stages.sft.compute={gpus_per_node: 16, nodes: 4}"], "stages.sft.compute.gpus_per_node: 16, but a node of pool gpu has 8"),
+        (
+            ["stages.sft.compute={gpus_per_node: 16, nodes: 4}"],
+            "stages.sft.compute.gpus_per_node: 16, but a node of pool gpu has 8",
+        ),
         (["stages.sft.compute={node_pool: cpu, nodes: 1, gpus_per_node: 8}"], "has 2 CPUs and no GPU"),
     ],
 )

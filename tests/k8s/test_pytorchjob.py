@@ -56,7 +56,9 @@ def env(job: dict[str, Any]) -> dict[str, Any]:
 
 def test_the_golden_manifests_are_what_the_code_renders() -> None:
     for path, content in manifests():
-        assert (ROOT / path).read_text(encoding="utf-8") == content, f"{path} differs: run `make generated` and read why"
+        assert (ROOT / path).read_text(encoding="utf-8") == content, (
+            f"{path} differs: run `make generated` and read why"
+        )
 
 
 @pytest.mark.parametrize("cluster", ["aks", "eks", "gke", "onprem", "test"])
@@ -90,7 +92,12 @@ def test_the_schemas_refuse_what_a_strict_server_refuses(path: tuple, value: obj
 
 
 def test_an_object_of_an_unknown_kind_is_not_called_valid() -> None:
-    assert problems({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": {"containers": [{"name": "x"}]}}) == []
+    assert (
+        problems(
+            {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": {"containers": [{"name": "x"}]}}
+        )
+        == []
+    )
     assert "no schema is committed" in problems({"apiVersion": "kubeflow.org/v1", "kind": "MPIJob"})[0]
 
 
@@ -142,7 +149,9 @@ def test_a_stage_is_a_worker_only_elastic_job_that_never_restarts_by_itself() ->
 def test_argv_and_environment_are_those_of_the_laptop() -> None:
     job = a_stage("sft").job
     cluster = a_cluster()
-    call = StageCall("/etc/qwenvl-train/recipe.json", "sft", RUN.out, nodes=32, procs_per_node=8, tracking_uri=cluster.mlflow_uri)
+    call = StageCall(
+        "/etc/qwenvl-train/recipe.json", "sft", RUN.out, nodes=32, procs_per_node=8, tracking_uri=cluster.mlflow_uri
+    )
     want = stage_command(call)
     container = pod(job)["containers"][0]
     assert container["command"] + container["args"] == want.argv
@@ -170,7 +179,12 @@ def test_a_pod_meets_the_restricted_level_of_pod_security() -> None:
     assert security["allowPrivilegeEscalation"] is False
     assert security["readOnlyRootFilesystem"] is True
     assert security["capabilities"] == {"drop": ["ALL"]}
-    assert {kind for volume in spec["volumes"] for kind in volume if kind != "name"} <= {"configMap", "emptyDir", "projected", "persistentVolumeClaim"}
+    assert {kind for volume in spec["volumes"] for kind in volume if kind != "name"} <= {
+        "configMap",
+        "emptyDir",
+        "projected",
+        "persistentVolumeClaim",
+    }
 
 
 def test_only_the_rdma_profile_adds_a_capability_and_only_to_pods_with_peers() -> None:
@@ -231,8 +245,12 @@ def test_a_gang_scheduler_gets_all_pods_or_none() -> None:
 
 def test_excluded_nodes_are_kept_out_and_recorded() -> None:
     job = a_stage(run=Run(out="s3://x", id="r", attempt=2, exclude_nodes=("node-b", "node-a"))).job
-    (term,) = pod(job)["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
-    assert term["matchExpressions"] == [{"key": "kubernetes.io/hostname", "operator": "NotIn", "values": ["node-a", "node-b"]}]
+    (term,) = pod(job)["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"][
+        "nodeSelectorTerms"
+    ]
+    assert term["matchExpressions"] == [
+        {"key": "kubernetes.io/hostname", "operator": "NotIn", "values": ["node-a", "node-b"]}
+    ]
     assert job["metadata"]["annotations"][names.EXCLUDED] == "node-a,node-b"
 
 
@@ -304,9 +322,12 @@ def test_a_pool_that_the_cluster_lacks_is_an_error_that_lists_those_it_has() -> 
 
 
 @pytest.mark.parametrize(
-    ("program", "stage", "gpus"), [("init", None, None), ("export", None, None), ("evaluate", None, "8"), ("generate", "sft", "8")]
+    ("program", "stage", "gpus"),
+    [("init", None, None), ("export", None, None), ("evaluate", None, "8"), ("generate", "sft", "8")],
 )
-def test_a_program_is_a_job_of_one_worker_on_the_pool_that_it_needs(program: str, stage: str | None, gpus: str | None) -> None:
+def test_a_program_is_a_job_of_one_worker_on_the_pool_that_it_needs(
+    program: str, stage: str | None, gpus: str | None
+) -> None:
     job = render_program(a_recipe(), program, a_cluster(), RUN, stage=stage).job
     assert worker(job)["replicas"] == 1
     assert job["spec"]["nprocPerNode"] == "1"

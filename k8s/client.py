@@ -1,0 +1,258 @@
+"""The few API calls we need, as a small Protocol over plain dicts, and its implementation over the kubernetes client.
+
+    Api        get, create, patch, delete, list, log: what the launcher is written against
+    Cluster    connect() -> Api of the cluster that this pod runs in, or that KUBECONFIG names
+
+What the API server answers becomes one of few things (the table in `_raise`):
+
+    404                         None or False: there is nothing
+    409 AlreadyExists           Exists
+    409 Conflict                Conflict: read again, decide again
+    408 429 5xx, no connection  tried again with back-off, at most RETRY_S, then Unreachable
+    401                         credentials are read again once, then as 403
+    400 403 422 and others      ClusterError with the server's words: the request itself is wrong
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from trainer.errors import ClusterError, StorageError
+
+Json = dict[str, Any]
+
+RETRY_S = 120.0
+FIRST_WAIT_S, MAX_WAIT_S = 0.5, 10.0
+TIMEOUT_S = (5, 30)
+"""Connect, read."""
+LOG_SILENCE_S = 300
+FIELD_MANAGER = "qwenvl-train-launcher"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of object as its URL has it."""
+
+    api_version: str
+    plural: str
+
+    def path(self, namespace: str, name: str = "") -> str:
+        root = f"/api/{self.api_version}" if "/" not in self.api_version else f"/apis/{self.api_version}"
+        return f"{root}/namespaces/{namespace}/{self.plural}" + (f"/{name}" if name else "")
+
+
+PODS = Kind("v1", "pods")
+CONFIG_MAPS = Kind("v1", "configmaps")
+EVENTS = Kind("v1", "events")
+PYTORCH_JOBS = Kind("kubeflow.org/v1", "pytorchjobs")
+JOBS = Kind("batch/v1", "jobs")
+
+
+def kind_of(manifest: Mapping[str, Any]) -> Kind:
+    known = {"Pod": PODS, "ConfigMap": CONFIG_MAPS, "PyTorchJob": PYTORCH_JOBS, "Job": JOBS}
+    return known[manifest["kind"]]
+
+
+class Exists(Exception):
+    """An object of that name is there already."""
+
+
+class Conflict(Exception):
+    """The object changed since it was read."""
+
+
+class Unreachable(StorageError):
+    """The API server did not answer after all retries: the launcher's own attempt fails, the job goes on."""
+
+
+class Api(Protocol):
+    """One namespace of one cluster."""
+
+    def get(self, kind: Kind, name: str) -> Json | None: ...
+
+    def list(self, kind: Kind, labels: Mapping[str, str]) -> list[Json]: ...
+
+    def create(self, body: Json, *, dry_run: bool = False) -> Json:
+        """Strict: unknown fields are refused. Raises Exists."""
+        ...
+
+    def patch(self, kind: Kind, name: str, change: Json) -> Json:
+        """JSON merge patch; with metadata.resourceVersion in it, Conflict when the object changed."""
+        ...
+
+    def delete(self, kind: Kind, name: str, *, uid: str) -> bool:
+        """Only the object with this uid, and what it owns; False when it is gone."""
+        ...
+
+    def log(self, pod: str, container: str, *, since: str | None = None) -> Iterator[tuple[str, str]]:
+        """(time, line) while the container runs, or of what it left; ends when the connection does."""
+        ...
+
+
+# ---------------------------------------------------------------- the real one
+
+
+class KubernetesApi:
+    """Api over the official client's transport; objects stay plain dicts, its models drop fields they do not know."""
+
+    def __init__(
+        self,
+        namespace: str,
+        *,
+        load: Callable[[], Any],
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ):
+        self.namespace = namespace
+        self._load, self._clock, self._sleep = load, clock, sleep
+        self._client = load()
+
+    def get(self, kind: Kind, name: str) -> Json | None:
+        return self._call("GET", kind.path(self.namespace, name))
+
+    def list(self, kind: Kind, labels: Mapping[str, str]) -> list[Json]:
+        selector = ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
+        found: list[Json] = []
+        query = [("labelSelector", selector), ("limit", "500")]
+        while True:
+            page = self._call("GET", kind.path(self.namespace), query=query) or {}
+            found += page.get("items", [])
+            token = page.get("metadata", {}).get("continue")
+            if not token:
+                return found
+            query = [("labelSelector", selector), ("limit", "500"), ("continue", token)]
+
+    def create(self, body: Json, *, dry_run: bool = False) -> Json:
+        query = [("fieldValidation", "Strict"), ("fieldManager", FIELD_MANAGER)] + (
+            [("dryRun", "All")] if dry_run else []
+        )
+        return self._call("POST", kind_of(body).path(self.namespace), query=query, body=body) or {}
+
+    def patch(self, kind: Kind, name: str, change: Json) -> Json:
+        query = [("fieldManager", FIELD_MANAGER)]
+        found = self._call("PATCH", kind.path(self.namespace, name), query=query, body=change)
+        if found is None:
+            raise Conflict(f"{name} is gone")
+        return found
+
+    def delete(self, kind: Kind, name: str, *, uid: str) -> bool:
+        body = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
+        try:
+            return self._call("DELETE", kind.path(self.namespace, name), body=body) is not None
+        except Conflict:  # another object of that name
+            return False
+
+    def log(self, pod: str, container: str, *, since: str | None = None) -> Iterator[tuple[str, str]]:
+        query = [("container", container), ("follow", "true"), ("timestamps", "true")]
+        query += [("sinceTime", since)] if since else []
+        path = f"{PODS.path(self.namespace, pod)}/log"
+        response = self._send("GET", path, query=query, stream=True)
+        try:
+            rest = b""
+            for chunk in response.stream(64 * 1024):
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    moment, _, text = line.decode("utf-8", "replace").partition(" ")
+                    yield moment, text
+        finally:
+            response.close()
+
+    # ------------------------------------------------------------ transport
+
+    def _call(
+        self, method: str, path: str, *, query: list[tuple[str, str]] | None = None, body: Json | None = None
+    ) -> Json | None:
+        """Send with retries; None when the object is not there."""
+        from urllib3.exceptions import HTTPError
+
+        deadline, wait, reloaded = self._clock() + RETRY_S, FIRST_WAIT_S, False
+        while True:
+            status, reason = 0, ""
+            try:
+                return json.loads(self._send(method, path, query=query or [], body=body).data)
+            except HTTPError as error:
+                reason = str(error)
+            except Exception as error:
+                # The client's ApiException: everything the server answered beside 2xx.
+                if not isinstance(getattr(error, "status", None), int):
+                    raise
+                status, reason = error.status, _message(error)  # type: ignore[attr-defined]
+            if status == 404:
+                return None
+            if status == 401 and not reloaded:
+                self._client, reloaded = self._load(), True
+                continue
+            if status not in (0, 408, 429) and status < 500:
+                _raise(status, reason, f"{method} {path}")
+            if self._clock() + wait > deadline:
+                raise Unreachable(
+                    "the API server did not answer", where=f"{method} {path}", got=f"{status or ''} {reason}".strip()
+                )
+            self._sleep(wait * random.uniform(0.5, 1.0))
+            wait = min(wait * 2, MAX_WAIT_S)
+
+    def _send(
+        self, method: str, path: str, *, query: list[tuple[str, str]], body: Json | None = None, stream: bool = False
+    ) -> Any:
+        header = {"Accept": "application/json"}
+        if body is not None:
+            header["Content-Type"] = "application/merge-patch+json" if method == "PATCH" else "application/json"
+        return self._client.call_api(
+            path,
+            method,
+            query_params=query,
+            header_params=header,
+            body=body,
+            auth_settings=["BearerToken"],
+            response_type=None,
+            _preload_content=False,
+            _return_http_data_only=True,
+            _request_timeout=(TIMEOUT_S[0], LOG_SILENCE_S) if stream else TIMEOUT_S,
+        )
+
+
+def _message(error: Any) -> str:
+    """The server's own words."""
+    try:
+        return json.loads(error.body).get("message") or str(error.reason)
+    except (TypeError, ValueError, AttributeError):
+        return str(error.reason)
+
+
+def _raise(status: int, message: str, where: str) -> None:
+    if status == 409:
+        raise (Exists if "already exists" in message else Conflict)(message)
+    do = {
+        401: "the credentials are not accepted: look at KUBECONFIG or the service account",
+        403: "the launcher's service account lacks a right, or a policy or quota of the namespace refuses the object",
+        404: "is the PyTorchJob CRD installed?",
+    }.get(status)
+    raise ClusterError("the cluster refused a request", where=where, got=f"{status} {message}", do=do)
+
+
+def connect(namespace: str) -> KubernetesApi:
+    """The cluster that this pod runs in, else the one that KUBECONFIG names.
+
+    Raises:
+        ClusterError: there is neither.
+    """
+    from kubernetes import client, config
+
+    def load() -> Any:
+        configuration = client.Configuration()
+        try:
+            config.load_incluster_config(client_configuration=configuration)
+        except config.ConfigException:
+            try:
+                config.load_kube_config(client_configuration=configuration)
+            except config.ConfigException as error:
+                raise ClusterError("no cluster", got=str(error), do="set KUBECONFIG, or run in a pod") from None
+        configuration.retries = False  # retried here, with one limit
+        return client.ApiClient(configuration)
+
+    return KubernetesApi(namespace, load=load)
