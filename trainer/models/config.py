@@ -1,0 +1,90 @@
+"""The model's config.json and tokenizer folder, as a recipe names them. Without torch.
+
+    model_config(recipe, out)  -> dict, complete: vocabulary size and token ids are those of the tokenizer
+    tokenizer_uri(recipe, out) -> folder with tokenizer.json
+    family_of(recipe, out)     -> the family of that config
+
+Shapes are read, never assumed: the ViT's intermediate size is 3420 in the released 3B and 7B, 3456 in the 32B.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from trainer import storage
+from trainer.data.tokenizer import Tokenizer
+from trainer.errors import ModelError, RecipeError
+from trainer.models.family import FAMILIES, Family, load_family
+from trainer.recipe import Recipe
+
+CORPUS = "corpus"
+CONFIG = "config.json"
+
+
+def tokenizer_uri(recipe: Recipe, out: str) -> str:
+    """Folder of the tokenizer: trained on the corpus, named by the recipe, or that of the base model."""
+    if recipe.model.tokenizer == CORPUS:
+        return storage.join(out, "data", "tokenizer")
+    folder = recipe.model.tokenizer or recipe.model.base
+    if folder is None:
+        raise RecipeError([("model.tokenizer", "needed where there is no model.base: a folder, or `corpus`")])
+    return folder
+
+
+def model_config(recipe: Recipe, out: str) -> dict[str, Any]:
+    """config.json of the model that the run trains.
+
+    Raises:
+        ModelError: there is no config, or the embedding is too small for the tokenizer.
+        DataError: the tokenizer lacks a token that the family needs.
+    """
+    config = _stated(recipe)
+    tokenizer = Tokenizer.load(tokenizer_uri(recipe, out))
+    markers = load_family(recipe.family, config).markers
+    text = config.get("text_config")
+    nested = text if isinstance(text, dict) else config  # released configs are flat
+    for key, token in (
+        ("image_token_id", markers.image_pad),
+        ("video_token_id", markers.video_pad),
+        ("vision_start_token_id", markers.vision_start),
+        ("vision_end_token_id", markers.vision_end),
+    ):
+        config[key] = tokenizer.id(token)
+    for at in {id(config): config, id(nested): nested}.values():
+        at["eos_token_id"], at["pad_token_id"] = tokenizer.id(markers.im_end), tokenizer.id(markers.eos)
+        at["bos_token_id"] = tokenizer.id(markers.eos)
+    if recipe.model.base is None and "vocab_size" not in nested:
+        nested["vocab_size"] = tokenizer.vocab_size
+    if nested.get("vocab_size", tokenizer.vocab_size) < tokenizer.vocab_size:
+        raise ModelError(
+            "the tokenizer has more tokens than the model has rows",
+            where=tokenizer_uri(recipe, out),
+            expected=f"at most {nested['vocab_size']}",
+            got=tokenizer.vocab_size,
+        )
+    return config
+
+
+def family_of(recipe: Recipe, out: str) -> Family:
+    return load_family(recipe.family, model_config(recipe, out), tokens_per_second=recipe.model.tokens_per_second)
+
+
+def _stated(recipe: Recipe) -> dict[str, Any]:
+    """What the recipe names, as it stands: the content of `config`, or config.json of its URI or of the base model."""
+    stated = recipe.model.config
+    if isinstance(stated, dict):
+        config = copy.deepcopy(stated)
+    else:
+        folder = recipe.model.base or stated
+        assert folder is not None  # the recipe's validation
+        uri = folder if folder.endswith(".json") else storage.join(folder, CONFIG)
+        try:
+            config = storage.read_json(uri)
+        except FileNotFoundError:
+            raise ModelError("no model config", where=uri, do="name a folder in Hugging Face layout") from None
+    found = config.get("model_type")
+    if found != recipe.family:
+        known = ", ".join(sorted(FAMILIES))
+        raise ModelError("the config is of another family", where="model_type", expected=f"{recipe.family} (known: {known})", got=found)
+    return config

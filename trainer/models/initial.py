@@ -1,0 +1,95 @@
+"""The model that the first stage starts from: a whole one, or one assembled from a language model, a vision tower and a
+merger, each from a folder or random.
+
+Missing, extra and wrong-shaped tensors are errors; where each group came from is told and kept in the stage's result.
+
+    parts = assemble(family, llm=uri, vision="random", merger="random", seed=1)
+    hub.save_tensors(parts.tensors, uri, family, ...)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trainer.errors import ModelError
+from trainer.models import hub
+from trainer.models.family import Family
+from trainer.recipe import GROUPS
+
+RANDOM = "random"
+PREFIXES = ("", "visual.", "model.", "visual.merger.")
+"""What tensors of a lone vision tower or merger may lack."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    tensors: dict[str, Callable[[], Tensor]]
+    """Hub name -> read it."""
+    origin: dict[str, str]
+    """Group -> URI or random."""
+
+
+def assemble(family: Family, *, llm: str, vision: str, merger: str, seed: int, dtype: torch.dtype = torch.float32) -> Parts:
+    """One source a group. A folder may hold more than the group that it is named for (a whole VLM): the rest is not read.
+
+    Raises:
+        ModelError: a tensor of a group is missing, extra or of another shape.
+    """
+    fresh = random_tensors(family, seed=seed, dtype=dtype)
+    wanted = {name: tuple(tensor.shape) for name, tensor in fresh.items()}
+    tensors: dict[str, Callable[[], Tensor]] = {}
+    origin = {"vision": vision, "merger": merger, "llm": llm}
+    for group in GROUPS:
+        names = [name for name in wanted if family.group_of(name) == group]
+        if origin[group] == RANDOM:
+            tensors |= {name: _keep(fresh[name]) for name in names}
+        else:
+            tensors |= _group_from(family, group, origin[group], {name: wanted[name] for name in names})
+    return Parts({name: tensors[name] for name in wanted}, origin)
+
+
+def random_tensors(family: Family, *, seed: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Every tensor of a model with the family's own random initialisation, by hub name; tied ones once."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = family.build(dtype=dtype)
+    return {family.hub_name(name): parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def _keep(tensor: Tensor) -> Callable[[], Tensor]:
+    return lambda: tensor
+
+
+def _group_from(
+    family: Family, group: str, uri: str, wanted: Mapping[str, tuple[int, ...]]
+) -> dict[str, Callable[[], Tensor]]:
+    readers = hub.load_tensors(uri)
+    infos = {entry.name: entry for info in hub.read_headers(uri) for entry in info.tensors}
+    found: dict[str, str] = {}
+    for stored in infos:
+        name = _named(family, stored, wanted)
+        if name is None:
+            raise ModelError("a tensor that the family does not know", where=f"{uri}: {stored}", expected=f"tensors of {group}")
+        if family.group_of(name) == group:
+            found[name] = stored
+    tied = bool(family.config.get("tie_word_embeddings"))
+    hub.check_names({name: infos[stored] for name, stored in found.items()}, wanted, tied=tied, where=f"{uri} ({group})")
+    return {name: readers[found[name]] for name in wanted}
+
+
+def _named(family: Family, stored: str, wanted: Mapping[str, tuple[int, ...]]) -> str | None:
+    """Hub name of a stored tensor: as it is, or behind one of the prefixes that folders of parts leave out."""
+    for prefix in PREFIXES:
+        name = family.hub_name(family.model_name(prefix + stored))
+        if name in wanted:
+            return name
+    name = family.hub_name(family.model_name(stored))
+    try:
+        family.group_of(name)
+    except ModelError:
+        return None
+    return name
