@@ -63,6 +63,7 @@ class Progress:
         self.ended: dict[str, str] = {}
         self.spent_s: dict[str, float] = {}
         self.current: str | None = None
+        self.lost: str | None = None
         self.current_began = self.began
         self.live = out.isatty()
         self.lock = threading.RLock()
@@ -71,6 +72,7 @@ class Progress:
             threading.Thread(target=self._tick, name="progress", daemon=True).start()
 
     def begin(self, step: str) -> None:
+        self.lost = self.lost or self.current  # killed before it could say how it ended
         self.current, self.current_began = step, self.clock()
         if step in self.expected:
             self.line(f"{self._place()} {step}")

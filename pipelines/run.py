@@ -130,8 +130,8 @@ class _Top:
     def conclude(self, call: RunCall, recipe: Recipe) -> int:
         """Say how it went; the exit code."""
         failure = self.session.failure()
-        if failure is None and self.progress.current is not None:  # the step died without a word
-            failure = Failure(self.progress.current, UNKNOWN, "the step was killed or died without saying why")
+        if failure is None and (lost := self.progress.lost or self.progress.current):
+            failure = Failure(lost, UNKNOWN, "the step was killed, or died without saying why")
         if failure is None and "report" not in self.progress.ended:
             failure = Failure("", UNKNOWN, "kfp.local did not run every step:\n" + "\n".join(self.relay.kept[-30:]))
         if failure is not None:
