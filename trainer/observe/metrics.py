@@ -5,7 +5,7 @@ view of one attempt while it runs; steps after the last commit are in it too, an
 
     metrics = Metrics(path)                     # rank 0
     metrics.log(step, {"loss": 2.3})
-    uploader.commit(..., metrics=metrics.since_commit());  metrics.committed(step)
+    uploader.commit(..., metrics=metrics.drain())
     history(stage_uri, manifest)                # every row of the stage up to the checkpoint
 """
 
@@ -68,12 +68,10 @@ class Metrics:
         if self._file is not None:
             self._file.write(encode_rows([row]))
 
-    def since_commit(self) -> list[Row]:
-        return list(self._rows)
-
-    def committed(self, step: int) -> None:
-        """Forget rows that a commit at `step` has stored."""
-        self._rows = [row for row in self._rows if row.step > step]
+    def drain(self) -> list[Row]:
+        """Rows since the last drain, for a commit. They are forgotten here: a commit that fails ends the process."""
+        rows, self._rows = self._rows, []
+        return rows
 
     def close(self) -> None:
         if self._file is not None:

@@ -78,7 +78,7 @@ def local(engine: Any) -> list[Slice]:
             view, _ = zero._get_fp32_opt_state_partition(  # noqa: SLF001
                 parameter, release_swap_buffers=True, optim_state_key=None if key == "master" else key
             )
-            tensors[key] = view[: stop - start]
+            tensors[key] = view.detach()[: stop - start]
         found.append(Slice(name, start, stop, parameter.ds_numel, tensors))
     return found
 

@@ -209,7 +209,7 @@ class Uploader:
             print(f"old checkpoints of {self.stage_uri} were not removed: {error}", file=sys.stderr, flush=True)
 
     def _metrics_part(self, flight: _Flight) -> tuple[MetricsPart, ...]:
-        rows: list[Row] = [row for row in flight.facts["metrics"] if row.step <= flight.step]
+        rows: list[Row] = flight.facts["metrics"]
         if not rows:
             return ()
         data = encode_rows(rows)
