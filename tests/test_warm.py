@@ -16,7 +16,7 @@ from trainer import warm
 
 PROGRAM = """
 import os, sys, time
-print("args", sys.argv[1:], "env", os.environ.get("MARK"), "preloaded", "colorsys" in sys.modules, flush=True)
+os.write(1, f"args {sys.argv[1:]} env {os.environ.get('MARK')} preloaded {'colorsys' in sys.modules}\\n".encode())
 if sys.argv[1] == "exit": sys.exit(int(sys.argv[2]))
 if sys.argv[1] == "raise": raise ValueError("of the program")
 if sys.argv[1] == "sleep": time.sleep(60)
@@ -102,7 +102,7 @@ def test_a_fork_dies_when_the_server_does(server, output):
 def test_a_fork_dies_when_its_asker_does(server, tmp_path: Path):
     code = (
         "import os, time; from trainer import warm;"
-        "p = warm.start('program', ['sleep'], env=dict(os.environ)); print(p.pid, flush=True); time.sleep(60)"
+        "p = warm.start('program', ['sleep'], env=dict(os.environ)); os.write(1, b'%d\\n' % p.pid); time.sleep(60)"
     )
     asker = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=env())
     assert asker.stdout is not None
