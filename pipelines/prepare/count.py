@@ -1,0 +1,225 @@
+"""Counts of every (sample, variant): tokens, patches, target tokens, visual tokens, and how an over-long one fits.
+
+Nothing is decoded: text is tokenised, grids follow from the sizes in the headers. Two columns lie beside each shard:
+
+    counts-KEY   what a sample takes as it is; KEY covers rendering, tokenizer, family and pixels, not the budgets
+    fits-KEY     the same after the over-long policy; written only for shards in which something is over-long
+
+So another mixture tokenises nothing, and other budgets tokenise what does not fit them. A shard whose column is there
+is not counted again: an interrupted step goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.prepare.engine import Engine, blocks
+from pipelines.prepare.model import family_of, tokenizer_of
+from trainer import storage
+from trainer.data.layout import REASONS, Drop, Fit, Rules, fit_sample, layout, stage_rules
+from trainer.data.mixture import SourceCounts
+from trainer.data.order import id_hash
+from trainer.data.sample import from_json
+from trainer.data.shards import Source, read_column, write_column
+from trainer.models.family import Family
+from trainer.recipe import Recipe
+from trainer.resolve import digest, from_resolved, resolved
+
+VERSION = 1
+BLOCK_ROWS = 2048
+FIELDS = ("tokens", "patches", "targets", "visual", "drop")
+FIT_FIELDS = (*FIELDS, "image_max", "max_frames", "turns")
+Columns = dict[str, np.ndarray]
+"""int32[N, V] by field; `drop` is an index into layout.REASONS, -1: used."""
+
+
+@dataclass(frozen=True)
+class RulesRef:
+    """What a worker needs to build the rules of one source: text, so that it travels to a worker of Ray."""
+
+    recipe_json: str
+    stage: str
+    source: str
+    out: str
+
+
+@lru_cache(maxsize=16)
+def rules_for(ref: RulesRef) -> Rules:
+    recipe = from_resolved(json.loads(ref.recipe_json), where="the recipe of this step")
+    stage = recipe.stages.named()[ref.stage]
+    return stage_rules(recipe, stage, family_of(recipe), tokenizer_of(recipe, ref.out))[ref.source]
+
+
+def rules_ref(recipe: Recipe, stage: str, source: str, out: str) -> RulesRef:
+    return RulesRef(json.dumps(resolved(recipe), sort_keys=True), stage, source, out)
+
+
+# ---------------------------------------------------------------- one sample
+
+
+def natural(text: str, num_variants: int, rules: Rules) -> dict[str, list[int]]:
+    """Counts of every variant of one sample as it is, whatever the budgets."""
+    sample = from_json(text)
+    found: dict[str, list[int]] = {name: [] for name in FIELDS}
+    for variant in range(num_variants):
+        try:
+            laid = layout(sample, variant, Fit(), rules)
+        except ValueError as error:
+            _append(found, 0, 0, 0, 0, REASONS.index("aspect" if "aspect" in str(error) else "rendering"))
+            continue
+        drop = -1 if laid.num_targets else REASONS.index("no_target")
+        _append(found, laid.num_tokens, laid.num_patches, laid.num_targets, laid.num_visual_tokens, drop)
+    return found
+
+
+def fitted(text: str, num_variants: int, rules: Rules) -> dict[str, list[int]]:
+    """Counts of every variant of one sample after the over-long policy."""
+    sample = from_json(text)
+    found: dict[str, list[int]] = {name: [] for name in FIT_FIELDS}
+    for variant in range(num_variants):
+        fit = fit_sample(sample, variant, rules)
+        if isinstance(fit, Drop):
+            _append(found, 0, 0, 0, 0, REASONS.index(fit.reason))
+            row = [0, 0, 0]
+        else:
+            laid = fit.layout
+            _append(found, laid.num_tokens, laid.num_patches, laid.num_targets, laid.num_visual_tokens, -1)
+            row = fit.fit.row()
+        for name, value in zip(("image_max", "max_frames", "turns"), row, strict=True):
+            found[name].append(value)
+    return found
+
+
+def _append(found: dict[str, list[int]], *values: int) -> None:
+    for name, value in zip(FIELDS, values, strict=True):
+        found[name].append(value)
+
+
+def _count_row(text: str, *, ref: RulesRef, num_variants: int, fit: bool) -> tuple[str, list[bytes]]:
+    count = fitted if fit else natural
+    return json.dumps(count(text, num_variants, rules_for(ref))), []
+
+
+# ---------------------------------------------------------------- one source
+
+
+class Counter:
+    """Counts sources of one stage, shard by shard. `tokenised` is how many samples it had to tokenise."""
+
+    def __init__(self, recipe: Recipe, stage: str, out: str):
+        self.recipe, self.stage, self.out = recipe, stage, out
+        self.num_variants = recipe.prepare.variants
+        self.tokenised = 0
+        self._engine: Engine | None = None
+
+    def count(self, name: str, uri: str, *, kind: str, split: str, weight: float) -> SourceCounts:
+        """`name` is the source's name in the mixture, `uri` its folder relative to the output."""
+        folder = storage.join(self.out, uri)
+        source = Source.open(folder)
+        ref = rules_ref(self.recipe, self.stage, name, self.out)
+        rules = rules_for(ref)
+        started, before = time.monotonic(), self.tokenised
+        told = started
+        parts: list[Columns] = []
+        for shard in range(source.num_shards):
+            parts.append(self._shard(source, shard, ref, rules))
+            if self.tokenised > before and time.monotonic() - told > 5:
+                told = time.monotonic()
+                print(f"count: {self.stage} {name}/{split} shard {shard + 1} of {source.num_shards}", flush=True)
+        if self.tokenised > before:
+            took = time.monotonic() - started
+            print(f"count: {self.stage} {name}/{split} {self.tokenised - before} samples ({took:.1f} s)", flush=True)
+        return _source_counts(source, parts, rules, name=name, uri=uri, kind=kind, split=split, weight=weight)
+
+    def _shard(self, source: Source, shard: int, ref: RulesRef, rules: Rules) -> Columns:
+        """Natural counts, with those that do not fit replaced by what the policy makes of them."""
+        index = source.index(shard)
+        texts = index["sample_json"]
+        facts = source.manifest["shards"][shard]["index_sha256"]
+        loose = _loose_digest(rules)
+        every = np.arange(index.num_rows)
+        columns = self._column(source, shard, f"counts-{loose[:12]}", f"{loose}/{facts}", texts, every, ref, fit=False)
+        columns |= {name: np.zeros_like(columns["tokens"]) for name in ("image_max", "max_frames", "turns")}
+        too_long = (columns["tokens"] > rules.length) | (columns["patches"] > rules.patch_budget)
+        rows = np.flatnonzero((too_long & (columns["drop"] < 0)).any(axis=1))
+        if rows.size:
+            name, key = f"fits-{rules.digest[:12]}", f"{rules.digest}/{facts}"
+            fits = self._column(source, shard, name, key, texts, rows, ref, fit=True)
+            for name, values in columns.items():
+                values[rows] = fits[name][rows]
+        return columns
+
+    def _column(
+        self, source: Source, shard: int, name: str, key: str, texts: pa.ChunkedArray, rows: np.ndarray, ref: RulesRef, *, fit: bool
+    ) -> Columns:  # fmt: skip
+        """The stored column, or the one computed now for `rows` (the others are zero)."""
+        key = f"{VERSION}/{self.num_variants}/{key}"
+        fields = FIT_FIELDS if fit else FIELDS
+        table = read_column(source.uri, shard, name, key, num_rows=len(texts))
+        if table is None:
+            found = {field: np.zeros((len(texts), self.num_variants), np.int32) for field in fields}
+            for block in blocks(rows.tolist(), BLOCK_ROWS):
+                for row, values in zip(block, self._map([texts[row].as_py() for row in block], ref, fit), strict=True):
+                    for field in fields:
+                        found[field][row] = values[field]
+            self.tokenised += len(rows)
+            kind = pa.list_(pa.int32(), self.num_variants)
+            arrays = {
+                field: pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=kind)
+                for field, values in found.items()
+            }
+            write_column(source.uri, shard, name, pa.table(arrays), key)
+            return found
+        shape = (table.num_rows, self.num_variants)
+        return {field: table[field].combine_chunks().flatten().to_numpy().reshape(shape).copy() for field in fields}
+
+    def _map(self, texts: list[str], ref: RulesRef, fit: bool) -> list[dict[str, list[int]]]:
+        if self._engine is None:
+            self._engine = Engine(self.recipe.prepare.engine)
+        function = partial(_count_row, ref=ref, num_variants=self.num_variants, fit=fit)
+        return [json.loads(text) for text, _ in self._engine.map(function, texts)]
+
+
+def _loose_digest(rules: Rules) -> str:
+    """Digest of the rules without the budgets: what natural counts depend on."""
+    return digest({**replace(rules, length=0, patch_budget=0, over_long="drop").facts(), "natural": VERSION})
+
+
+def _source_counts(source: Source, parts: list[Columns], rules: Rules, **facts) -> SourceCounts:
+    num_rows = [part["tokens"].shape[0] for part in parts]
+    shape = (0, 1)
+    columns = {
+        field: np.concatenate([part[field] for part in parts]) if parts else np.zeros(shape, np.int32)
+        for field in FIT_FIELDS
+    }
+    fit_rows = np.stack([columns[field] for field in ("image_max", "max_frames", "turns")], axis=-1)
+    fits, number = np.unique(fit_rows.reshape(-1, 3), axis=0, return_inverse=True)
+    fit = np.where(columns["drop"] < 0, number.reshape(columns["drop"].shape), -1)
+    ids = [identity for shard in range(len(parts)) for identity in source.index(shard)["id"].to_pylist()]
+    return SourceCounts(
+        digest=source.digest,
+        rules_digest=rules.digest,
+        shard=np.repeat(np.arange(len(parts), dtype=np.int32), num_rows),
+        row=np.concatenate([np.arange(n, dtype=np.int32) for n in num_rows]) if parts else np.zeros(0, np.int32),
+        id_hash=np.array([id_hash(facts["name"], identity) for identity in ids], np.uint64),
+        tokens=columns["tokens"],
+        patches=columns["patches"],
+        targets=columns["targets"],
+        fit=fit.astype(np.int32),
+        drop=columns["drop"].astype(np.int8),
+        fits=[tuple(map(int, row)) for row in fits] or [(0, 0, 0)],
+        reasons=REASONS,
+        shard_bytes=[shard["size_bytes"] for shard in source.manifest["shards"]],
+        **facts,
+    )
+
+
+def family_facts(family: Family) -> str:
+    """Digest of what the family's arithmetic depends on: for plan.json."""
+    return digest(family.layout_facts())

@@ -1,0 +1,203 @@
+"""A draft and its files become a Sample: bytes are read, decoded once, measured and named by digest; geometry becomes
+pixels of the original. Pure but for reading; runs inside Daft's row functions."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import asdict
+from typing import Any
+
+from pydantic import ValidationError
+
+from pipelines.prepare.formats.rows import Bad, Draft, MediaRef
+from trainer import storage
+from trainer.data import media, video
+from trainer.data.sample import Media, Sample, to_json
+from trainer.errors import MediaError, StorageError
+
+SPILL = 0.02
+"""Share of a side by which a box may lie outside its picture (rounding); it is cut there."""
+
+
+def draft_to_json(draft: Draft, *, source: str, kind: str, split: str, media_root: str) -> str:
+    facts = {"source": source, "kind": kind, "split": split, "media_root": media_root}
+    return json.dumps({"draft": asdict(draft), **facts}, ensure_ascii=False)
+
+
+def inspect(row: str) -> tuple[str, list[bytes]]:
+    """JSON {"sample": text} with the files, or {"bad": fields} without."""
+    entry = json.loads(row)
+    draft = Draft(**{**entry["draft"], "media": [MediaRef(**item) for item in entry["draft"]["media"]]})
+    found = _sample(draft, entry)
+    if isinstance(found, Bad):
+        return json.dumps({"bad": asdict(found)}), []
+    sample, files = found
+    return json.dumps({"sample": to_json(sample)}), files
+
+
+def _sample(draft: Draft, facts: dict[str, str]) -> tuple[Sample, list[bytes]] | Bad:
+    files: list[bytes] = []
+    described: list[Media] = []
+    for ref in draft.media:
+        try:
+            data = _read(ref.uri)
+            described.append(describe(data, ref, facts["media_root"]))
+        except FileNotFoundError:
+            return Bad(draft.where, f"the {ref.kind} {_shown(ref.uri)}", "no such file", "missing-media")
+        except MediaError as error:
+            return Bad(
+                draft.where, f"a whole {ref.kind}: {_shown(ref.uri)}", f"{error.what}: {error.got}", "damaged-media"
+            )
+        files.append(data)
+    try:
+        scale = _scales(draft, described)
+        content = {
+            "id": draft.id,
+            "source": facts["source"],
+            "kind": facts["kind"],
+            "split": facts["split"],
+            "messages": _scaled(draft.messages, scale, 0),
+            "chosen": _scaled(draft.chosen, scale, 0),
+            "rejected": _scaled(draft.rejected, scale, 0),
+            "media": [item.model_dump() for item in described],
+            "key": _scaled_key(draft.key, scale),
+        }
+        return Sample.model_validate(content), files
+    except ValidationError as error:
+        first = error.errors()[0]
+        return Bad(draft.where, "a sample", f"{'.'.join(map(str, first['loc']))}: {first['msg']}", "wrong-form")
+    except _Outside as error:
+        return Bad(draft.where, error.expected, error.got, "outside-picture")
+
+
+def _shown(uri: str) -> str:
+    return uri if len(uri) < 160 else f"{uri[:60]}... ({len(uri)} characters)"
+
+
+def _read(uri: str) -> bytes:
+    if uri.startswith("data:"):
+        head, _, body = uri.partition(",")
+        try:
+            return base64.b64decode(body, validate=True) if head.endswith(";base64") else body.encode()
+        except ValueError as error:
+            raise MediaError("a data: URI that is not base64", got=str(error)) from None
+    try:
+        return storage.read_bytes(uri.removeprefix("file://"))
+    except (IsADirectoryError, NotADirectoryError) as error:
+        raise FileNotFoundError(uri) from error
+    except StorageError as error:
+        if uri.startswith(("http://", "https://")) and "404" in str(error):
+            raise FileNotFoundError(uri) from error
+        raise
+
+
+def describe(data: bytes, ref: MediaRef, media_root: str = "") -> Media:
+    """Digest and header facts of a file's bytes. An image is decoded once: a header alone does not show truncation.
+
+    `origin` is relative to the media folder where it lies below: samples do not depend on where a copy of it is.
+    """
+    origin = (
+        "data:"
+        if ref.uri.startswith("data:")
+        else ref.uri.removeprefix(media_root).lstrip("/")
+        if media_root
+        else ref.uri
+    )
+    common = {"digest": media.digest_of(data), "kind": ref.kind, "size_bytes": len(data), "origin": origin}
+    if ref.kind == "image":
+        header = media.image_header(data, where=ref.uri)
+        media.upright(data, where=ref.uri)
+        return Media(**common, suffix=header.suffix, width=header.width, height=header.height)
+    clip = video.video_header(data, where=ref.uri)
+    if clip.num_frames < 2:
+        raise MediaError("a video of one frame", where=ref.uri, expected="2 or more frames", got=clip.num_frames)
+    facts = {name: getattr(clip, name) for name in ("suffix", "width", "height", "num_frames", "fps", "duration_s")}
+    return Media(**common, **facts)
+
+
+# ---------------------------------------------------------------- geometry
+
+
+class _Outside(ValueError):
+    def __init__(self, expected: str, got: object):
+        self.expected, self.got = expected, str(got)
+        super().__init__(expected)
+
+
+Scale = tuple[float, float, int, int]
+"""x and y factor to pixels, width and height."""
+
+
+def _scales(draft: Draft, described: list[Media]) -> list[Scale]:
+    found = []
+    for number, item in enumerate(described):
+        across, down = 1.0, 1.0
+        if draft.units != "pixels":
+            per = 1000.0 if draft.units == "thousand" else 1.0
+            across, down = item.width / per, item.height / per
+        elif number == 0 and draft.meta.get("stated_size"):
+            across, down = _stated(draft.meta["stated_size"], item)
+        found.append((across, down, item.width, item.height))
+    return found
+
+
+def _stated(stated: list[float], item: Media) -> tuple[float, float]:
+    """Boxes that were drawn on a copy of another size are scaled; another shape means another picture."""
+    width, height = stated
+    if not width or not height or abs(item.width * height / (item.height * width) - 1) > 0.03:
+        raise _Outside(f"a picture shaped {width}x{height}, as the annotation says", f"{item.width}x{item.height}")
+    return item.width / width, item.height / height
+
+
+def _scaled(value: Any, scales: list[Scale], medium: int) -> Any:
+    """Messages with every geometry in pixels of the original. A part's `media` says which medium it is about."""
+    if isinstance(value, list):
+        return [_scaled(item, scales, medium) for item in value]
+    if not isinstance(value, dict):
+        return value
+    medium = value.get("media", medium) if isinstance(value.get("media", medium), int) else medium
+    if value.get("shape") in ("box", "mask", "point"):
+        return _scaled_shape(value, scales[medium])
+    if value.get("part") == "action" and value.get("coordinates"):
+        points = {name: _pair(point, scales[medium]) for name, point in value["coordinates"].items()}
+        return {**value, "coordinates": points}
+    return {name: _scaled(item, scales, medium) for name, item in value.items()}
+
+
+def _scaled_shape(shape: dict, scale: Scale) -> dict:
+    if shape["shape"] == "point":
+        return {**shape, "xy": _pair(shape["xy"], scale)}
+    found = {**shape, "xyxy": _box(shape["xyxy"], scale)}
+    same = scale[0] == scale[1] == 1.0
+    if shape.get("polygons") and not same:
+        factors = scale[:2]
+        found["polygons"] = [[value * factors[n % 2] for n, value in enumerate(ring)] for ring in shape["polygons"]]
+    if shape.get("rle") and (not same or sum(shape["rle"]) != scale[2] * scale[3]):
+        raise _Outside(f"run lengths that add up to {scale[2]}x{scale[3]} pixels", sum(shape["rle"]))
+    return found
+
+
+def _pair(point: list[float], scale: Scale) -> list[float]:
+    x, y = point[0] * scale[0], point[1] * scale[1]
+    return [_inside(x, scale[2]), _inside(y, scale[3])]
+
+
+def _box(xyxy: list[float], scale: Scale) -> list[float]:
+    box = [*_pair(xyxy[:2], scale), *_pair(xyxy[2:], scale)]
+    if box[2] <= box[0] or box[3] <= box[1]:
+        raise _Outside("a box with left < right and top < bottom", xyxy)
+    return box
+
+
+def _inside(value: float, side: int) -> float:
+    if not -SPILL * side <= value <= (1 + SPILL) * side:
+        raise _Outside(f"a coordinate between 0 and {side}", round(value, 2))
+    return min(max(value, 0.0), float(side))
+
+
+def _scaled_key(key: dict | None, scales: list[Scale]) -> dict | None:
+    if key is None or key["task"] not in ("box", "point") or not scales:
+        return key
+    convert = _box if key["task"] == "box" else _pair
+    return {**key, "value": convert([float(value) for value in key["value"]], scales[0])}

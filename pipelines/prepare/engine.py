@@ -1,0 +1,56 @@
+"""Row functions over blocks of rows on Daft: the embedded runner on one machine, the same code on Ray.
+
+A block is a few hundred rows: bounded memory however large a source is. Results come back in the order of the rows,
+whatever order they were computed in, so that outputs do not depend on the runner.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Any, Literal, TypeVar
+
+T = TypeVar("T")
+
+# An answer travels as JSON text and a list of files, so that a row function has one simple signature.
+Answer = tuple[str, list[bytes]]
+
+
+def blocks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Consecutive lists of up to `size` items."""
+    iterator = iter(items)
+    while block := list(islice(iterator, size)):
+        yield block
+
+
+class Engine:
+    """Runs `function(text) -> (text, files)` over rows of text.
+
+    Daft is imported here and not at the top: it takes a second, and done-markers need none of it.
+    """
+
+    def __init__(self, kind: Literal["native", "ray"]):
+        os.environ.setdefault("DAFT_ANALYTICS_ENABLED", "0")
+        os.environ.setdefault("DO_NOT_TRACK", "1")
+        os.environ.setdefault("DAFT_PROGRESS_BAR", "0")  # ours shows
+        import daft
+
+        self.daft = daft
+        if kind == "ray":
+            daft.set_runner_ray(noop_if_initialized=True)
+
+    def map(self, function: Callable[[str], Answer], rows: list[str]) -> list[Answer]:
+        """One answer a row, in order. An exception inside `function` ends the run: it must return what is expected."""
+        daft = self.daft
+        kinds = {"text": daft.DataType.string(), "files": daft.DataType.list(daft.DataType.binary())}
+
+        @daft.func(return_dtype=daft.DataType.struct(kinds))
+        def answer(row: str) -> dict[str, Any]:
+            text, files = function(row)
+            return {"text": text, "files": files}
+
+        frame = daft.from_pydict({"number": list(range(len(rows))), "row": rows})
+        found = frame.select(frame["number"], answer(frame["row"]).alias("answer")).to_pydict()
+        by_number = sorted(zip(found["number"], found["answer"], strict=True), key=lambda pair: pair[0])
+        return [(item["text"], item["files"] or []) for _, item in by_number]

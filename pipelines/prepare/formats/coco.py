@@ -1,0 +1,65 @@
+"""COCO detection: one object of images, annotations and categories. One sample an image: the question names what is in
+it, the answer is every object with its box, and its mask where there is one. Crowd regions are left out."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+from pipelines.prepare.formats.rows import (
+    BadRow,
+    Draft,
+    MediaRef,
+    Row,
+    field_of,
+    guarded,
+    json_document,
+    message,
+    resolve,
+    text,
+)
+from trainer.recipe import Source
+
+QUESTION = "Locate every object: {0}."
+
+
+def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
+    found = json_document(path)
+    names = {category["id"]: str(category["name"]) for category in found.get("categories", [])}
+    of_image: dict[object, list[dict]] = defaultdict(list)
+    for annotation in found.get("annotations", []):
+        if not annotation.get("iscrowd"):
+            of_image[annotation.get("image_id")].append(annotation)
+
+    def one(image: dict, where: str) -> Draft:
+        listed = of_image.get(image["id"], [])
+        if not listed:
+            raise BadRow("no-objects", "at least one annotation of the image", f"none for image_id {image['id']}")
+        objects = [_object(annotation, names) for annotation in listed]
+        media = [MediaRef(resolve(media_root, field_of(image, "file_name")), "image")]
+        labels = ", ".join(sorted({item["label"] for item in objects}))
+        question = message("user", {"part": "image", "media": 0}, text(QUESTION.format(labels)))
+        answer = message("assistant", {"part": "objects", "media": 0, "objects": objects, "form": "json"})
+        key = {"task": "box", "value": objects[0]["at"]["xyxy"]} if len(objects) == 1 else None
+        meta = {"stated_size": [image["width"], image["height"]]} if "width" in image and "height" in image else {}
+        return Draft(where, str(image["id"]), [question, answer], media, key=key, meta=meta)
+
+    for number, image in enumerate(found.get("images", [])):
+        yield guarded(f"{path}, images[{number}]", one, image)
+
+
+def _object(annotation: dict, names: dict) -> dict:
+    category = annotation.get("category_id")
+    if category not in names:
+        raise BadRow("wrong-form", f"a category of {sorted(names)[:5]}...", category)
+    left, top, width, height = map(float, field_of(annotation, "bbox"))
+    if width <= 0 or height <= 0:
+        raise BadRow("empty-box", "a box with width and height above 0", annotation["bbox"])
+    box = [left, top, left + width, top + height]
+    at: dict = {"shape": "box", "xyxy": box}
+    segmentation = annotation.get("segmentation")
+    if isinstance(segmentation, dict) and isinstance(segmentation.get("counts"), list):
+        at = {"shape": "mask", "xyxy": box, "rle": segmentation["counts"]}
+    elif isinstance(segmentation, list) and segmentation:
+        at = {"shape": "mask", "xyxy": box, "polygons": segmentation}
+    return {"label": names[category], "at": at}

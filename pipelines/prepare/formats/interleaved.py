@@ -1,0 +1,33 @@
+"""Interleaved documents as OBELICS writes them: {"images": [path | null, ...], "texts": [text | null, ...]}, two lists
+of one length; at each place one of the two is null."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pipelines.prepare.formats.rows import BadRow, Draft, MediaRef, Row, each, field_of, message, resolve, text
+from trainer.recipe import Source
+
+
+def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
+    def one(entry: dict, where: str) -> Draft:
+        images, texts = field_of(entry, "images"), field_of(entry, "texts")
+        if len(images) != len(texts):
+            raise BadRow("wrong-form", f"as many texts as images ({len(images)})", len(texts))
+        parts: list[dict] = []
+        media: list[MediaRef] = []
+        for place, (image, written) in enumerate(zip(images, texts, strict=True)):
+            if (image is None) == (written is None):
+                raise BadRow(
+                    "wrong-form", f"an image or a text at place {place}", "both" if image is not None else "neither"
+                )
+            if image is not None:
+                media.append(MediaRef(resolve(media_root, image), "image"))
+                parts.append({"part": "image", "media": len(media) - 1})
+            else:
+                parts.append(text(written))
+        if source.rendering == "chat":
+            raise BadRow("wrong-form", "the document rendering for interleaved documents", "chat")
+        return Draft(where, str(entry.get("id", where.rpartition(" ")[2])), [message("document", *parts)], media)
+
+    yield from each(path, one)

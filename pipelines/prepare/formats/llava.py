@@ -1,0 +1,76 @@
+"""LLaVA and ShareGPT: a list (or lines) of {"id", "image" | "images" | "video" | "videos", "conversations": [{"from",
+"value"}]}, with <image> and <video> where the media belong. Also LLaMA-Factory's ShareGPT with `system` beside it.
+
+A source of kind caption, interleaved, document, video or text with the document rendering becomes one document: what
+people said and what the model said are one text, without roles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pipelines.prepare.formats.rows import (
+    BadRow,
+    Draft,
+    MediaRef,
+    Places,
+    Row,
+    answer_parts,
+    each,
+    field_of,
+    key_of,
+    message,
+    resolve,
+    units_of,
+)  # fmt: skip
+from trainer.recipe import Source
+
+ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+
+
+def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
+    def one(entry: dict, where: str) -> Draft:
+        media = media_of(entry, media_root)
+        places = Places(media)
+        messages = turns(entry, places, len(media))
+        places.finish()
+        if source.rendering == "document":
+            parts = [part for item in messages for part in item["parts"]]
+            messages = [message("document", *parts)]
+        identity = str(entry.get("id", where.rpartition(" ")[2]))
+        return Draft(where, identity, messages, media, key=key_of(entry), units=units_of(entry))
+
+    yield from each(path, one)
+
+
+def media_of(entry: dict, root: str) -> list[MediaRef]:
+    """Images, then videos, each in the order in which the entry names them."""
+    found = []
+    for kind, names in (("image", ("image", "images")), ("video", ("video", "videos"))):
+        for name in names:
+            value = entry.get(name)
+            if value is None:
+                continue
+            listed = value if isinstance(value, list) else [value]
+            for item in listed:
+                uri = item.get("path") or item.get("url") if isinstance(item, dict) else item
+                found.append(MediaRef(resolve(root, uri), kind))
+    return found
+
+
+def turns(entry: dict, places: Places, num_media: int) -> list[dict]:
+    """The conversation as messages."""
+    listed = field_of(entry, "conversations")
+    if not listed:
+        raise BadRow("wrong-form", "at least one turn", "an empty conversation")
+    found = [message("system", {"part": "text", "text": entry["system"]})] if entry.get("system") else []
+    return found + [turn(item, places, num_media) for item in listed]
+
+
+def turn(item: dict, places: Places, num_media: int) -> dict:
+    speaker, value = field_of(item, "from", "role"), field_of(item, "value", "content")
+    if speaker not in ROLES:
+        raise BadRow("wrong-form", f"a turn from {', '.join(sorted(ROLES))}", speaker)
+    if ROLES[speaker] == "assistant" and "<image>" not in value and "<video>" not in value:
+        return message("assistant", *answer_parts(value, num_media))
+    return message(ROLES[speaker], *places.split(value))

@@ -1,0 +1,25 @@
+"""Plain text: JSONL with `text` (or `content`) a line; a file that ends in .txt or .md is one document."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pipelines.prepare.formats.rows import Bad, BadRow, Draft, Row, each, field_of, message, text
+from trainer import storage
+from trainer.recipe import Source
+
+
+def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
+    def one(entry: dict, where: str) -> Draft:
+        value = field_of(entry, "text", "content")
+        if not isinstance(value, str) or not value.strip():
+            raise BadRow("empty-text", "text", repr(value))
+        return Draft(where, str(entry.get("id", where.rpartition(" ")[2])), [message("document", text(value))])
+
+    if not path.endswith((".txt", ".md")):
+        yield from each(path, one)
+        return
+    try:
+        yield Draft(path, path.rpartition("/")[2], [message("document", text(storage.read_bytes(path).decode()))])
+    except UnicodeDecodeError as error:
+        yield Bad(path, "UTF-8", f"byte {error.start}", "not-utf8")

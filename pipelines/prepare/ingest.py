@@ -1,0 +1,265 @@
+"""Sources to shards: read rows in a public format, check and measure their media, write Samples and media as shards.
+
+    prepare_data(recipe, out)     the built-in corpus where the recipe names it, every source, the tokenizer
+    python -m pipelines.prepare.ingest --recipe tiny --out DIR
+
+What was read, kept and refused, and why, is counted in OUT/data/funnel.json. A source that is already there is
+recognised by the digest of what it was made from (annotation files, sizes and times of local media, reader version).
+"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import fsspec
+
+from pipelines.prepare.describe import draft_to_json, inspect
+from pipelines.prepare.engine import Engine, blocks
+from pipelines.prepare.formats import reader
+from pipelines.prepare.formats.rows import Bad, Draft, Row
+from trainer import storage
+from trainer.data.sample import from_json
+from trainer.data.shards import MANIFEST, ShardWriter
+from trainer.errors import DataError
+from trainer.recipe import Recipe, Source
+from trainer.resolve import digest, load_recipe
+
+VERSION = 1
+"""Raised when the same rows give other samples than before: sources are made again."""
+BLOCK_ROWS = 256
+SHOWN = 5
+INPUT = "input.json"
+CORPUS = "corpus://"
+Split = Literal["train", "held_out"]
+
+
+@dataclass
+class Funnel:
+    """What happened to the rows of one source and split."""
+
+    read: int = 0
+    kept: int = 0
+    bad: Counter[str] = field(default_factory=Counter)
+    examples: list[str] = field(default_factory=list)
+
+    def refuse(self, bad: Bad) -> None:
+        self.bad[bad.reason] += 1
+        if len(self.examples) < SHOWN:
+            self.examples.append(f"{bad.where}: {bad.reason}: expected {bad.expected}, got {bad.got}")
+
+    def as_json(self) -> dict[str, Any]:
+        return {"read": self.read, "kept": self.kept, "bad": dict(sorted(self.bad.items())), "examples": self.examples}
+
+
+def prepare_data(recipe: Recipe, out: str) -> None:
+    """Corpus, sources, tokenizer; each part is skipped when it is there and made from the same input.
+
+    Raises:
+        DataError: a source with more unreadable rows than prepare.max_bad_fraction, or without any row.
+    """
+    from pipelines.prepare.tokenizer import prepare_tokenizer
+
+    prepare_corpus(recipe, out)
+    funnel: dict[str, dict[str, Any]] = {}
+    engine: list[Engine] = []
+    for name, source in recipe.prepare.sources.items():
+        funnel[name] = {}
+        for split, path in splits_of(source):
+            funnel[name][split] = ingest(recipe, out, name, source, split, path, engine)
+    storage.write_json(storage.join(out, "data", "funnel.json"), funnel)
+    prepare_tokenizer(recipe, out)
+
+
+def prepare_corpus(recipe: Recipe, out: str) -> None:
+    """Build what the recipe's corpus:// paths name: the whole corpus, the small one, or none."""
+    sources = recipe.prepare.sources.values()
+    paths = [path for source in sources for path in (source.path, source.held_out, source.media) if path]
+    inside = {path.removeprefix(CORPUS) for path in paths if path.startswith(CORPUS)}
+    if not inside:
+        return
+    from pipelines.prepare.corpus.build import SMALL, SMALL_SCALE, build_corpus
+
+    root = storage.join(out, "data", "corpus")
+    if any(not path.startswith(f"{SMALL}/") for path in inside):
+        build_corpus(root, seed=recipe.seed)
+    if any(path.startswith(f"{SMALL}/") for path in inside):
+        build_corpus(storage.join(root, SMALL), seed=recipe.seed, scale=SMALL_SCALE)
+
+
+def splits_of(source: Source) -> list[tuple[Split, str]]:
+    """(split, path) of a source: training, and what is held out where there is some."""
+    found: list[tuple[Split, str]] = [("train", source.path)]
+    return [*found, ("held_out", source.held_out)] if source.held_out else found
+
+
+def source_uri(out: str, name: str, split: str) -> str:
+    return storage.join(out, "data", "sources", name, split)
+
+
+def located(out: str, path: str) -> str:
+    """A source's path with corpus:// resolved."""
+    return storage.join(out, "data", "corpus", path.removeprefix(CORPUS)) if path.startswith(CORPUS) else path
+
+
+# ---------------------------------------------------------------- one source
+
+
+def ingest(
+    recipe: Recipe, out: str, name: str, source: Source, split: Split, path: str, engine: list[Engine]
+) -> dict[str, Any]:
+    """One split of a source to shards; returns its funnel. `engine` is made on first need (one item)."""
+    started = time.monotonic()
+    target = source_uri(out, name, split)
+    files = annotation_files(located(out, path), where=f"prepare.sources.{name}")
+    root = located(out, source.media) if source.media else files[0].rpartition("/")[0] or "."
+    rows = partial(_rows, source, name, files, root)  # read twice, never held
+    key = input_key(source, recipe, files, rows())
+    if (stored := _finished(target, key)) is not None:
+        print(f"ingest: {name}/{split} is already there ({stored['kept']} samples)", flush=True)
+        return stored
+    if not engine:
+        engine.append(Engine(recipe.prepare.engine))
+    storage.remove_tree(target)
+    funnel = Funnel()
+    writer = ShardWriter(target, shard_bytes=recipe.prepare.shard_bytes)
+    try:
+        facts = {"source": name, "kind": source.kind, "split": split, "media_root": root}
+        _write(rows(), facts, writer, funnel, engine[0])
+        check(funnel, recipe.prepare.max_bad_fraction, where=f"prepare.sources.{name} ({split}: {path})")
+        writer.close(source=name, split=split)
+    except BaseException:
+        writer.abort()
+        storage.remove_tree(target)  # nothing half-written stays
+        raise
+    stored = funnel.as_json()
+    storage.write_json(storage.join(target, INPUT), {"key": key, "funnel": stored})
+    refused = f", {sum(funnel.bad.values())} refused" if funnel.bad else ""
+    print(f"ingest: {name}/{split} {funnel.kept} samples{refused} ({time.monotonic() - started:.1f} s)", flush=True)
+    return stored
+
+
+def annotation_files(path: str, *, where: str) -> list[str]:
+    """The annotation files of a path, folder or glob, sorted."""
+    local = storage.local_path(path)
+    if local is not None:
+        if os.path.isdir(local):
+            listed = [os.path.join(local, name) for name in os.listdir(local)]
+            found = [name for name in listed if name.endswith((".json", ".jsonl", ".txt", ".md"))]
+        else:
+            found = glob.glob(local, recursive=True) if glob.has_magic(local) else [local] * os.path.exists(local)
+    else:
+        filesystem, inside = fsspec.core.url_to_fs(path)
+        scheme = path.split("://", 1)[0]
+        found = [f"{scheme}://{name}" for name in filesystem.glob(inside)] if glob.has_magic(path) else [path]
+    if not found:
+        raise DataError(
+            "no annotation file", where=where, expected=f"a file, folder or glob: {path}", got="nothing there",
+            do="check the path; relative paths start from the folder the command runs in",
+        )  # fmt: skip
+    return sorted(found)
+
+
+def _rows(source: Source, name: str, files: list[str], root: str) -> Iterator[Row]:
+    """Rows of all files in order; an id that was there before makes a row bad."""
+    read = reader(source.format, name)
+    seen: set[str] = set()
+    for file in files:
+        for row in read(file, root, source):
+            if isinstance(row, Draft) and row.id in seen:
+                row = Bad(row.where, "an id of its own", f"{row.id!r} for the second time", "duplicate-id")
+            elif isinstance(row, Draft):
+                seen.add(row.id)
+            yield row
+
+
+def input_key(source: Source, recipe: Recipe, files: list[str], rows: Iterable[Row]) -> str:
+    """Digest of what the shards are made from. Local media count by size and time of change (their bytes are read when
+    the source is made); media elsewhere count by name: replace a file there under a new name."""
+    stats = []
+    for uri in sorted({ref.uri for row in rows if isinstance(row, Draft) for ref in row.media}):
+        local = None if uri.startswith("data:") else storage.local_path(uri)
+        try:
+            status = os.stat(local) if local is not None else None
+        except OSError:
+            status = None
+        stats.append([uri, status.st_size, status.st_mtime_ns] if status else [uri])
+    return digest(
+        {
+            "version": VERSION,
+            "source": source.model_dump(mode="json", exclude={"licence", "path", "held_out", "media", "rendering"}),
+            "document": source.rendering == "document",
+            "shard_bytes": recipe.prepare.shard_bytes,
+            "max_bad_fraction": recipe.prepare.max_bad_fraction,
+            "files": [[file, storage.sha256_bytes(storage.read_bytes(file))] for file in files],
+            "media": digest(stats),
+        }
+    )
+
+
+def _finished(target: str, key: str) -> dict[str, Any] | None:
+    """The stored funnel when the source is finished and made from the same input."""
+    marker = storage.join(target, INPUT)
+    if not (storage.exists(marker) and storage.exists(storage.join(target, MANIFEST))):
+        return None
+    stored = storage.read_json(marker)
+    return stored["funnel"] if stored["key"] == key else None
+
+
+def _write(rows: Iterable[Row], facts: dict[str, str], writer: ShardWriter, funnel: Funnel, engine: Engine) -> None:
+    told = time.monotonic()
+    for block in blocks(rows, BLOCK_ROWS):
+        drafts = [row for row in block if isinstance(row, Draft)]
+        answers = iter(engine.map(inspect, [draft_to_json(draft, **facts) for draft in drafts]) if drafts else [])
+        for row in block:
+            funnel.read += 1
+            if isinstance(row, Bad):
+                funnel.refuse(row)
+                continue
+            text, files = next(answers)
+            found = json.loads(text)
+            if "bad" in found:
+                funnel.refuse(Bad(**found["bad"]))
+            else:
+                writer.add(from_json(found["sample"]), files)
+                funnel.kept += 1
+        if time.monotonic() - told > 5:
+            told = time.monotonic()
+            print(f"ingest: {facts['source']}/{facts['split']} {funnel.read} rows", flush=True)
+
+
+def check(funnel: Funnel, max_bad_fraction: float, *, where: str) -> None:
+    """Raises DataError when too many rows were refused, or none was kept."""
+    refused = sum(funnel.bad.values())
+    if funnel.read and refused <= max_bad_fraction * funnel.read and funnel.kept:
+        return
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(funnel.bad.items()))
+    shown = "\n    ".join(funnel.examples)
+    raise DataError(
+        "rows that cannot be used" if refused else "a source without rows",
+        where=where,
+        expected=f"at most {max_bad_fraction:.2%} of the rows refused, and at least one kept",
+        got=f"{refused} of {funnel.read} ({reasons})\n    {shown}" if refused else "no rows",
+        do="repair the rows, or raise prepare.max_bad_fraction to leave them out (they are counted in data/funnel.json)",
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", required=True)
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="a.b=value")
+    arguments = parser.parse_args()
+    prepare_data(load_recipe(arguments.recipe, arguments.overrides), arguments.out)
+
+
+if __name__ == "__main__":
+    main()
