@@ -1,9 +1,9 @@
 """Answers from an OpenAI-compatible endpoint instead of this run's own model (`sampling.endpoint`).
 
 Each answer is one call of POST URL/chat/completions with its own seed (servers differ in what they support of `n`:
-transformers serve refuses it). Images travel as data URIs; videos as the frames that training would see, one image each.
-A call that fails on the way or is answered with 408, 429 or 5xx is tried again with growing waits; what still fails is an
-answer with finish `error`, counted, never an end of the run. The key is read from QWENVL_ENDPOINT_KEY, if set.
+transformers serve refuses it). Images travel as data URIs; videos as the frames that training would see, one image
+each. A call that fails on the way or is answered with 408, 429 or 5xx is tried again with growing waits; what still
+fails is an answer with finish `error`, counted, never an end of the run. The key is read from QWENVL_ENDPOINT_KEY.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from trainer.data import video
 from trainer.data.layout import Drop, Layout, Rules, fit_sample
 from trainer.data.render import render_prompt
 from trainer.data.sample import Sample
-from trainer.errors import QwenVLError
+from trainer.errors import DataError, QwenVLError
 from trainer.recipe import Sampling
 
 NUM_TRIES = 4
@@ -129,8 +129,6 @@ def messages_of(sample: Sample, media: Sequence[bytes], variant: int, rules: Rul
         DataError: the prompt does not fit.
         MediaError: a medium cannot be read.
     """
-    from trainer.errors import DataError
-
     pair = paired(sample)
     fitted = fit_sample(pair, variant, rules)
     if isinstance(fitted, Drop):

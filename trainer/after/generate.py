@@ -19,7 +19,9 @@ from trainer.after.decode import Ask
 from trainer.after.prompts import Prompt, as_prompt
 from trainer.data.layout import Drop, Rules, rules_of
 from trainer.data.shards import ShardReader, Source
+from trainer.data.tokenizer import Tokenizer
 from trainer.errors import QwenVLError, UsageError
+from trainer.models import config as configs
 from trainer.progress import Progress
 from trainer.recipe import Recipe, Sampling
 from trainer.resolve import digest, load_recipe
@@ -93,7 +95,7 @@ def _settings(recipe: Recipe, stage: str, out: str, sampling: Sampling) -> dict[
         "seed": recipe.seed,
         "pixels": recipe.stages.named()[stage].pixels.model_dump(mode="json"),
         "packing": recipe.stages.named()[stage].packing.model_dump(mode="json"),
-        "tokenizer": opening.tokenizer_of(recipe, out).digest,
+        "tokenizer": Tokenizer.load(configs.tokenizer_uri(recipe, out)).digest,
         "tokens_per_second": recipe.model.tokens_per_second,
     }
 
@@ -106,9 +108,8 @@ def _origin(
     if result is None:
         raise UsageError("there is no model to ask", where=handover.result_uri(out, handover.INIT), do="run init first")
     uri = opening.result_model(out, result)
-    rules = rules_of(
-        recipe.stages.named()[stage], "chat", opening.family_of(recipe, uri), opening.tokenizer_of(recipe, out)
-    )
+    tokenizer = Tokenizer.load(configs.tokenizer_uri(recipe, out))
+    rules = rules_of(recipe.stages.named()[stage], "chat", configs.family_of(recipe, out), tokenizer)
     if sampling.endpoint:
         name = f"endpoint:{digest([sampling.endpoint, sampling.endpoint_model])[:16]}"
 
@@ -178,4 +179,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    opening.run_program(main)

@@ -3,44 +3,39 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+import importlib.util
 import os
+import sys
 import tempfile
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 
 from trainer import handover, storage
-from trainer.data.tokenizer import Tokenizer
-from trainer.errors import ModelError
-from trainer.models.family import Family, load_family
-from trainer.recipe import Recipe
+from trainer.edge import code_of, told
+from trainer.errors import QwenVLError
+from trainer.models.family import Family
 
 
-def tokenizer_folder(recipe: Recipe, out: str) -> str:
-    """Where tokenizer.json lies: trained on this run's corpus, named by the recipe, or with the base model."""
-    if recipe.model.tokenizer == "corpus":
-        return storage.join(out, "data", "tokenizer")
-    folder = recipe.model.tokenizer or recipe.model.base
-    assert folder is not None, "the recipe's validation demands a tokenizer with init"
-    return folder
+def parts_of(family: Family) -> ModuleType:
+    """The family's torch module (plan_vision, run_vision, ...), beside its file."""
+    return importlib.import_module(f"{type(family).__module__}_model")
 
 
-def tokenizer_of(recipe: Recipe, out: str) -> Tokenizer:
-    return Tokenizer.load(tokenizer_folder(recipe, out))
-
-
-def family_of(recipe: Recipe, model_uri: str) -> Family:
-    """The family of a model folder, with the recipe's tokens_per_second."""
-    uri = storage.join(model_uri, "config.json")
+def run_program(program: Callable[[], None]) -> None:
+    """A process' edge: an error becomes its message on stderr and its exit code."""
     try:
-        config = storage.read_json(uri)
-    except FileNotFoundError:
-        raise ModelError(
-            "the model folder has no config.json", where=uri, do="hand over the stage's model again"
-        ) from None
-    return load_family(recipe.family, config, tokens_per_second=recipe.model.tokens_per_second)
+        program()
+    except Exception as error:
+        if not isinstance(error, QwenVLError):
+            traceback.print_exc()
+        print(told(error), file=sys.stderr, flush=True)
+        sys.exit(code_of(error))
 
 
 @contextlib.contextmanager
@@ -62,7 +57,7 @@ def device_of_program() -> torch.device:
 def load_pretrained(uri: str, *, dtype: torch.dtype | None = None) -> nn.Module:
     """transformers' own model from a folder in Hugging Face layout, in eval mode; no code of the trainer in between.
 
-    Several GPUs share one model layer by layer where accelerate is installed: generation of a model that does not fit one.
+    Several GPUs share one model layer by layer where accelerate is installed: for a model that does not fit one.
     """
     from transformers import AutoModelForImageTextToText
 
@@ -80,8 +75,6 @@ def load_pretrained(uri: str, *, dtype: torch.dtype | None = None) -> nn.Module:
 
 
 def _has_accelerate() -> bool:
-    import importlib.util
-
     return importlib.util.find_spec("accelerate") is not None
 
 

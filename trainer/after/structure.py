@@ -2,7 +2,7 @@
 (tree-edit-distance-based similarity, arXiv 1911.10683 section 5; structure only: text is not compared).
 
 similarity = 1 - distance / max(nodes of both), with the ordered-tree distance of Zhang and Shasha (SIAM J. Comput.
-18(6), 1989). A node is a tag with its class attribute; attributes with coordinates are not part of it, boxes are scored apart.
+18(6), 1989). A node is a tag with its class attribute; attributes with coordinates are not part of it.
 """
 
 from __future__ import annotations

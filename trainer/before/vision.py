@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.after.decode import normalised
+from trainer.after.opening import parts_of
 from trainer.before.language import Report, ends, optimizer_of, update
 from trainer.errors import DataError
 
@@ -40,14 +41,15 @@ class Pair:
 class Classifier(nn.Module):
     """The tower with the head that is thrown away."""
 
-    def __init__(self, model: nn.Module, parts: Any, hidden_size: int, weights: Tensor):
+    def __init__(self, model: nn.Module, family: Any, weights: Tensor):
         """
         Args:
-            model, parts: the family's torch model and its module (plan_vision), as trainer/step/packed.py uses them.
+            model: the family's torch model, built with attn_implementation="segments".
             weights: float[V], inverse document frequencies; 0 for a token that no caption has.
         """
         super().__init__()
-        self.model, self.parts = model, parts
+        self.model, self.parts = model, parts_of(family)
+        hidden_size = int(family.config["vision_config"]["hidden_size"])
         self.head = nn.Sequential(nn.LayerNorm(hidden_size), nn.Linear(hidden_size, len(weights)))
         self.weights = nn.Buffer(weights, persistent=False)
 
@@ -79,7 +81,6 @@ class Classifier(nn.Module):
 def train_vision(
     model: nn.Module,
     family: Any,
-    parts: Any,
     pairs: Sequence[Pair],
     *,
     vocab_size: int,
@@ -105,8 +106,7 @@ def train_vision(
     torch.manual_seed(seed)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(family.group_of(name) == "vision")
-    hidden_size = int(family.config["vision_config"]["hidden_size"])
-    classifier = Classifier(model, parts, hidden_size, token_weights([pair.tokens for pair in pairs], vocab_size))
+    classifier = Classifier(model, family, token_weights([pair.tokens for pair in pairs], vocab_size))
     optimizer, schedule = optimizer_of(classifier, lr=lr, steps=steps)
     rng = np.random.default_rng([seed, 2])
     queue: list[int] = []
