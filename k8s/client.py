@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
+from urllib.parse import urlencode
 
 from trainer.errors import ClusterError, StorageError
 
@@ -153,6 +154,8 @@ class KubernetesApi:
         path = f"{PODS.path(self.namespace, pod)}/log"
         response = self._send("GET", path, query=query, stream=True)
         try:
+            if response.status != 200:
+                raise ClusterError("no log", where=f"pod {pod}", got=_message(response.read()))
             rest = b""
             for chunk in response.stream(64 * 1024):
                 *lines, rest = (rest + chunk).split(b"\n")
@@ -168,60 +171,67 @@ class KubernetesApi:
         self, method: str, path: str, *, query: list[tuple[str, str]] | None = None, body: Json | None = None
     ) -> Json | None:
         """Send with retries; None when the object is not there."""
-        from urllib3.exceptions import HTTPError
-
         deadline, wait, reloaded = self._clock() + RETRY_S, FIRST_WAIT_S, False
         while True:
-            status, reason = 0, ""
-            try:
-                return json.loads(self._send(method, path, query=query or [], body=body).data)
-            except HTTPError as error:
-                reason = str(error)
-            except Exception as error:
-                # The client's ApiException: everything the server answered beside 2xx.
-                if not isinstance(getattr(error, "status", None), int):
-                    raise
-                status, reason = error.status, _message(error)  # type: ignore[attr-defined]
-            if status == 404:
+            status, data = self._answer(method, path, query or [], body)
+            if 200 <= status < 300:
+                return json.loads(data)
+            if status == 404 and method != "POST":
                 return None
-            if status == 401 and not reloaded:
+            if status == 401 and not reloaded:  # an expired token: the file has a newer one
                 self._client, reloaded = self._load(), True
                 continue
             if status not in (0, 408, 429) and status < 500:
-                _raise(status, reason, f"{method} {path}")
+                _raise(status, _message(data), f"{method} {path}")
             if self._clock() + wait > deadline:
-                raise Unreachable(
-                    "the API server did not answer", where=f"{method} {path}", got=f"{status or ''} {reason}".strip()
-                )
+                got = f"{status or 'no connection'}: {_message(data)}"
+                raise Unreachable("the API server did not answer", where=f"{method} {path}", got=got)
             self._sleep(wait * random.uniform(0.5, 1.0))
             wait = min(wait * 2, MAX_WAIT_S)
 
+    def _answer(self, method: str, path: str, query: list[tuple[str, str]], body: Json | None) -> tuple[int, bytes]:
+        """(status, body); status 0 and the reason when there was no answer."""
+        from urllib3.exceptions import HTTPError
+
+        try:
+            response = self._send(method, path, query=query, body=body)
+            return response.status, response.data
+        except HTTPError as error:
+            return 0, str(error).encode()
+
     def _send(
-        self, method: str, path: str, *, query: list[tuple[str, str]], body: Json | None = None, stream: bool = False
+        self,
+        method: str,
+        path: str,
+        *,
+        query: list[tuple[str, str]],
+        body: Json | None = None,
+        stream: bool = False,
     ) -> Any:
-        header = {"Accept": "application/json"}
+        """The client's connections and credentials, without its models and its own error handling."""
+        from urllib3.util import Timeout
+
+        headers = {"Accept": "application/json"}
+        self._client.update_params_for_auth(headers, [], ["BearerToken"])
         if body is not None:
-            header["Content-Type"] = "application/merge-patch+json" if method == "PATCH" else "application/json"
-        return self._client.call_api(
-            path,
+            headers["Content-Type"] = "application/merge-patch+json" if method == "PATCH" else "application/json"
+        return self._client.rest_client.pool_manager.request(
             method,
-            query_params=query,
-            header_params=header,
-            body=body,
-            auth_settings=["BearerToken"],
-            response_type=None,
-            _preload_content=False,
-            _return_http_data_only=True,
-            _request_timeout=(TIMEOUT_S[0], LOG_SILENCE_S) if stream else TIMEOUT_S,
+            f"{self._client.configuration.host}{path}" + (f"?{urlencode(query)}" if query else ""),
+            headers=headers,
+            body=None if body is None else json.dumps(body).encode(),
+            preload_content=not stream,
+            retries=False,  # retried in _call, with one limit
+            timeout=Timeout(connect=TIMEOUT_S[0], read=LOG_SILENCE_S if stream else TIMEOUT_S[1]),
         )
 
 
-def _message(error: Any) -> str:
+def _message(data: bytes) -> str:
     """The server's own words."""
     try:
-        return json.loads(error.body).get("message") or str(error.reason)
-    except (TypeError, ValueError, AttributeError):
-        return str(error.reason)
+        return str(json.loads(data)["message"])
+    except (TypeError, ValueError, KeyError):
+        return data[:500].decode("utf-8", "replace")
 
 
 def _raise(status: int, message: str, where: str) -> None:
@@ -252,7 +262,6 @@ def connect(namespace: str) -> KubernetesApi:
                 config.load_kube_config(client_configuration=configuration)
             except config.ConfigException as error:
                 raise ClusterError("no cluster", got=str(error), do="set KUBECONFIG, or run in a pod") from None
-        configuration.retries = False  # retried here, with one limit
         return client.ApiClient(configuration)
 
     return KubernetesApi(namespace, load=load)

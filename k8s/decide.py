@@ -43,6 +43,8 @@ HOPELESS = {
 """Reasons that no waiting cures."""
 FAULTS = {-7, -11, 132, 135, 136, 139}
 """Illegal instruction, bus error, arithmetic error, segmentation fault: perhaps the node's hardware."""
+UNRANKED = 1_000_000
+"""Keys from here on are pods whose container left an exit code, but no record of its ranks."""
 MARGIN_S = 60.0
 """Added to a phase's own limit, which the node itself watches: the launcher comes second."""
 
@@ -233,7 +235,7 @@ def _running(seen: Seen, trail: Trail, progress: Progress, limits: Limits, now: 
     if progress != trail.progress or trail.waiting_for != "run":
         trail.progress, trail.progress_since, trail.waiting_for = progress, now, "run"
     silence = now - trail.progress_since
-    limit = max(limits.silence_s, (progress.limit_s or 0) + MARGIN_S)
+    limit = max(limits.silence_s, progress.limit_s + MARGIN_S if progress.limit_s else 0)
     if silence > limit:
         cause = f"no progress for {silence:.0f} s in phase {progress.phase or 'start'} (limit {limit:.0f} s)"
         return Ended("retry", Hang.code, cause, progress.step, progress.committed_step)
@@ -266,7 +268,7 @@ def cause_of_end(workers: Any, message: str, progress: Progress) -> Ended:
         found = (
             dict(worker.termination.codes)
             if worker.termination and worker.termination.codes
-            else {-1 - index: worker.code}
+            else {UNRANKED + index: worker.code}
         )
         platform |= worker.disrupted
         for rank, code in found.items():
@@ -295,7 +297,7 @@ def cause_of_end(workers: Any, message: str, progress: Progress) -> Ended:
     where = place.get(rank)
     pod = f"pod {where.name} on {where.node}" if where else "no pod said why"
     told = errors.get(rank) or message
-    cause = f"rank {rank} ended with {code}" if rank >= 0 else f"exit code {code}"
+    cause = f"rank {rank} ended with {code}" if 0 <= rank < UNRANKED else f"exit code {code}"
     return Ended(
         decision,
         code,

@@ -1,4 +1,4 @@
-"""A step of the pipeline on a cluster: create or adopt its job, watch it, try again where that helps, verify the result.
+"""A step of the pipeline on a cluster: create or adopt its job, watch it, try again where it helps, verify the result.
 
     run_step("train", cluster="onprem", out="s3://...", stage="sft")     returns when the step is done, or raises
     clean_up("onprem", out="s3://...", run_id=...)                        removes what a run still owns
@@ -16,6 +16,7 @@ Everything that can be decided without a cluster is in k8s/decide.py. This file 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -23,7 +24,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from k8s import decide, names
-from k8s.client import Api, Conflict, Exists, Json, connect, kind_of, PODS
+from k8s.client import PODS, Api, Conflict, Exists, Json, connect, kind_of
 from k8s.cluster import Cluster, example_images, load_cluster
 from k8s.decide import Again, Ended, Progress, Stop, Trail, Wait
 from k8s.job import render_prepare
@@ -323,7 +324,7 @@ class Launcher:
                 "a job of this name is under way, and it is another one",
                 where=f"{job['kind']} {metadata.get('namespace')}/{name}",
                 got="\n".join(lines[:20]),
-                do="wait for it, stop it, or ask for what it does; another image or more nodes come with the next attempt",
+                do="wait for it, stop it, or ask for what it does; the next attempt may differ in image and nodes",
             )
         if marks.get(names.OWNER) != self.task.run.id:
             change = {
@@ -347,10 +348,8 @@ class Launcher:
     def _create(self, rendered: Rendered) -> Json:
         """Everything that the server can refuse is asked before anything is created."""
         self._dry_run(rendered)
-        try:
+        with contextlib.suppress(Exists):  # its digest is in its name
             self.api.create(rendered.config_map)
-        except Exists:
-            pass  # its digest is in its name
         try:
             job = self.api.create(rendered.job)
         except Exists:  # a launcher beside us was quicker, or our own request was answered into the void
@@ -374,10 +373,8 @@ class Launcher:
         pod = {"apiVersion": "v1", "kind": "Pod", **template}
         pod["metadata"] = {**template["metadata"], "name": f"{rendered.name}-worker-0", "namespace": namespace}
         for body in (job, pod):
-            try:
+            with contextlib.suppress(Exists):  # decided in _create
                 self.api.create(body, dry_run=True)
-            except Exists:
-                pass  # decided in _create
 
     def _own(self, config_map: Json, job: Json) -> None:
         """The job becomes an owner of the ConfigMap, which goes when its last job goes."""

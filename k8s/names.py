@@ -5,8 +5,8 @@ A name says recipe, stage, what is trained where, and which attempt:
     qwen2-5-vl-7b-stage2-1f3a9c04-a1
     recipe        step   identity attempt
 
-The identity is a short hash of (output URI, the stage's digest at its first step): two runs into one output mean the same
-work and find each other's job; the id of a pipeline run is not part of it.
+The identity is a short hash of (output URI, the stage's digest at its first step): two runs into one output mean the
+same work and find each other's job; the id of a pipeline run is not part of it.
 """
 
 from __future__ import annotations

@@ -3,12 +3,12 @@
     python k8s/schemas/refresh.py           write kubernetes.json, pytorchjob.json and sources.json again
     python k8s/schemas/refresh.py --check   fail when they differ from what is committed
 
-Needs Go and a module proxy; nothing else reads the network. Versions come from images/versions.env. Modules are verified
-by Go's checksum database, and their sums are committed in sources.json.
+Needs Go and a module proxy; nothing else reads the network. Versions come from images/versions.env. Modules are
+verified by Go's checksum database, and their sums are committed in sources.json.
 
 What is committed is an extract: the definitions that our kinds reach, without descriptions, and strict (an object with
-listed properties takes no others), as an API server with fieldValidation=Strict reads them. The same module always gives
-the same bytes.
+listed properties takes no others), as an API server with fieldValidation=Strict reads them. The same module always
+gives the same bytes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ HERE = Path(__file__).parent
 VERSIONS = HERE.parents[1] / "images" / "versions.env"
 
 KINDS = {
-    "v1": ["ConfigMap", "Event", "LimitRange", "Namespace", "PersistentVolumeClaim", "Pod", "ResourceQuota", "Secret", "Service", "ServiceAccount"],
+    "v1": [
+        "ConfigMap", "Event", "LimitRange", "Namespace", "PersistentVolumeClaim", "Pod", "ResourceQuota", "Secret",
+        "Service", "ServiceAccount",
+    ],
     "apps/v1": ["DaemonSet", "Deployment", "StatefulSet"],
     "batch/v1": ["CronJob", "Job"],
     "networking.k8s.io/v1": ["Ingress", "NetworkPolicy"],
@@ -62,7 +65,7 @@ def module(path: str, version: str) -> tuple[Path, str]:
 
 
 def strict(schema: Any) -> Any:
-    """Without descriptions and Kubernetes' extensions; unknown fields refused; ints-or-strings as JSON Schema says it."""
+    """Without descriptions and Kubernetes' extensions; unknown fields refused; ints-or-strings in JSON Schema's way."""
     if isinstance(schema, list):
         return [strict(item) for item in schema]
     if not isinstance(schema, dict):

@@ -1,4 +1,4 @@
-"""Rendering: what every manifest has, what each part of the cluster file does to it, and that a strict server takes it."""
+"""Rendering: what every manifest has, what each part of the cluster file does to it, that a strict server takes it."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from trainer.recipe import Recipe
 from trainer.resolve import load_recipe, resolved, shipped
 
 ROOT = Path(__file__).parents[2]
+WORKER = ("spec", "pytorchReplicaSpecs", "Worker", "template", "spec")
 SCHEMAS = ROOT / "k8s" / "schemas"
 
 
@@ -76,8 +77,12 @@ def test_a_strict_server_takes_every_object_of_every_recipe_on_every_cluster(clu
         (("spec", "nprocPerNode"), 8, "spec.nprocPerNode: 8 is not of type 'string'"),
         (("metadata", "lables"), {}, "metadata: Additional properties are not allowed ('lables'"),
         (("spec", "runPolicy", "cleanPodPolicy", "x"), 1, "spec.runPolicy.cleanPodPolicy"),
-        (("spec", "pytorchReplicaSpecs", "Worker", "template", "spec", "volumes", 0, "configMapp"), {}, "volumes[0]"),
-        (("spec", "pytorchReplicaSpecs", "Worker", "template", "spec", "containers", 0, "resources", "limits", "memory"), "8 GB", "limits.memory"),
+        ((*WORKER, "volumes", 0, "configMapp"), {}, "volumes[0]"),
+        (
+            (*WORKER, "containers", 0, "resources", "limits", "memory"),
+            "8 GB",
+            "limits.memory",
+        ),
     ],
 )  # fmt: skip
 def test_the_schemas_refuse_what_a_strict_server_refuses(path: tuple, value: object, want: str) -> None:

@@ -1,0 +1,347 @@
+"""The launcher's loop on an API in memory: create or adopt, attempts, verification, ownership, clean-up.
+
+The real API server, kubelets and operator come with the test cluster; here only the order of calls and decisions
+counts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from k8s import launcher, names
+from k8s.client import PYTORCH_JOBS, Conflict
+from k8s.cluster import Cluster, load_cluster
+from k8s.decide import Progress
+from k8s.job import render_prepare
+from k8s.launcher import Launcher, Task
+from k8s.names import Run
+from k8s.pytorchjob import render_stage
+from tests.k8s.memory import MemoryApi, ended, waiting
+from trainer.command import PrepareCall, prepare_command
+from trainer.errors import ClusterError, UsageError
+from trainer.heartbeat import Termination
+from trainer.resolve import load_recipe
+
+OUT = "s3://bucket/out"
+RECIPE = load_recipe("tiny")
+
+
+class Bench:
+    """A launcher with a clock that only its sleeps move, and what it said."""
+
+    def __init__(
+        self,
+        on_poll: Callable[[MemoryApi, int], None] | None = None,
+        *,
+        run_id: str = "run-1",
+        cluster: Cluster | None = None,
+    ):
+        self.api = MemoryApi(on_poll)
+        self.done = False
+        self.progress = Progress()
+        self.now = 0.0
+        self.said: list[str] = []
+        self.run_id, self.cluster = run_id, cluster or load_cluster("test")
+
+    def task(self, **more: Any) -> Task:
+        cluster = self.cluster
+        fields = {
+            "step": "sft",
+            "run": Run(out=OUT, id=self.run_id, stage_digest="d"),
+            "render": lambda run: render_stage(RECIPE, "sft", cluster, run),
+            "finished": lambda: self.done,
+            "progress": lambda attempt: self.progress,
+        }
+        return Task(**(fields | more))
+
+    def launch(self, **more: Any) -> None:
+        self.launcher(**more).launch()
+
+    def launcher(self, **more: Any) -> Launcher:
+        return Launcher(
+            self.api,
+            self.cluster,
+            self.task(**more),
+            say=self.said.append,
+            clock=lambda: self.now,
+            sleep=self.sleep,
+            follow=False,
+        )
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def heard(self, text: str) -> bool:
+        return any(text in line for line in self.said)
+
+    def finish(self) -> None:
+        self.api.condition("Succeeded")
+        self.done = True
+
+
+def script(bench: Bench, *acts: Callable[[], None]) -> None:
+    """One act at each read of the job."""
+    bench.api._on_poll = lambda api, count: acts[min(count, len(acts)) - 1]()
+
+
+def test_a_finished_stage_creates_nothing() -> None:
+    bench = Bench()
+    bench.done = True
+    bench.launch()
+    assert bench.api.calls == []
+
+
+def test_a_stage_is_asked_for_before_it_is_created_and_owns_its_config_map() -> None:
+    bench = Bench()
+    script(bench, lambda: bench.api.pod(0), bench.finish)
+    bench.launch()
+    name = bench.api.job()["metadata"]["name"]
+    kinds = [" ".join(call.split()[:2]) for call in bench.api.calls]
+    assert kinds == ["dry-run PyTorchJob", "dry-run Pod", "create ConfigMap", "create PyTorchJob", "patch ConfigMap"]
+    (config_map,) = [one for (plural, _), one in bench.api.objects.items() if plural == "configmaps"]
+    assert [owner["name"] for owner in config_map["metadata"]["ownerReferences"]] == [name]
+
+
+def test_what_the_server_refuses_in_the_dry_run_creates_nothing() -> None:
+    bench = Bench()
+    bench.api.refuse_dry_run = "violates PodSecurity"
+    with pytest.raises(ClusterError, match="violates PodSecurity"):
+        bench.launch()
+    assert bench.api.objects == {}
+
+
+def test_a_failed_attempt_is_followed_by_another_name() -> None:
+    bench = Bench()
+
+    def fail() -> None:
+        bench.api.pod(0, **ended(139))
+        bench.api.condition("Failed")
+
+    script(bench, fail, lambda: None, bench.finish)
+    bench.launch()
+    jobs = [name for plural, name in bench.api.objects if plural == "pytorchjobs"]
+    assert [name[-3:] for name in jobs] == ["-a1", "-a2"]
+    assert bench.now >= bench.cluster.limits.backoff_s
+    # the segmentation fault's node is left out, and that is recorded
+    assert bench.api.job()["metadata"]["annotations"][names.EXCLUDED] == "node-a"
+
+
+def test_a_permanent_error_ends_the_step_with_the_causes_code() -> None:
+    bench = Bench()
+
+    def fail() -> None:
+        message = Termination(
+            code=65, decision="permanent", rank=1, codes={1: 65}, error="MediaError: cut off"
+        ).model_dump_json()
+        bench.api.pod(0, **ended(65, message))
+        bench.api.condition("Failed")
+
+    script(bench, fail)
+    with pytest.raises(ClusterError, match="MediaError: cut off") as error:
+        bench.launch()
+    assert error.value.code == 65
+    assert sum(call.startswith("create PyTorchJob") for call in bench.api.calls) == 1
+
+
+def test_a_job_that_succeeded_without_a_result_is_not_done() -> None:
+    bench = Bench()
+    script(bench, lambda: bench.api.condition("Succeeded"))
+    with pytest.raises(ClusterError, match="no verified result"):
+        bench.launch()
+    assert sum(call.startswith("create PyTorchJob") for call in bench.api.calls) == 2
+
+
+def test_a_hopeless_pod_ends_the_attempt_and_frees_its_gpus() -> None:
+    bench = Bench()
+    script(bench, lambda: bench.api.pod(0, **waiting("ImagePullBackOff", "no such image")))
+    with pytest.raises(ClusterError, match="no such image"):
+        bench.launch()
+    assert not [one for plural, one in bench.api.objects if plural in ("pytorchjobs", "pods")]
+
+
+def test_a_hang_ends_the_attempt_and_the_next_one_may_finish() -> None:
+    bench = Bench()
+
+    def act() -> None:
+        bench.api.pod(0)
+        if bench.api.job()["metadata"]["name"].endswith("-a2"):
+            bench.finish()
+
+    script(bench, act)
+    bench.launch()
+    assert bench.heard("no progress for")
+    assert any(call.startswith("delete PyTorchJob") and call.endswith("-a1") for call in bench.api.calls)
+
+
+def test_a_silent_job_that_reports_progress_is_left_alone() -> None:
+    bench = Bench()
+    count = 0
+
+    def act() -> None:
+        nonlocal count
+        count += 1
+        bench.api.pod(0)
+        bench.progress = Progress(sequence=count)
+        if count == 30:
+            bench.finish()
+
+    script(bench, act)
+    bench.launch()
+    assert not bench.heard("no progress")
+
+
+# ---------------------------------------------------------------- adoption
+
+
+def another(bench: Bench, run_id: str) -> Bench:
+    other = Bench(run_id=run_id, cluster=bench.cluster)
+    other.api = bench.api
+    return other
+
+
+def under_way(**more: Any) -> Bench:
+    """A job that a launcher created before it was lost."""
+    bench = Bench(**more)
+    bench.launcher()._create(bench.launcher()._rendered(1))
+    return bench
+
+
+def test_a_job_under_way_is_adopted_and_changes_its_owner() -> None:
+    bench = another(under_way(), "run-2")
+    script(bench, lambda: bench.api.pod(0), bench.finish)
+    bench.launch()
+    assert bench.heard("adopted")
+    assert sum(call.startswith("create PyTorchJob") for call in bench.api.calls) == 1
+    assert bench.api.job()["metadata"]["annotations"][names.OWNER] == "run-2"
+
+
+def test_another_spec_under_the_same_name_is_told_by_field_and_left_alone() -> None:
+    bench = another(under_way(), "run-2")
+    bench.cluster = load_cluster("test", ["grace.termination_s=77"])
+    with pytest.raises(ClusterError, match="terminationGracePeriodSeconds: wanted 77, found 40"):
+        bench.launch()
+    assert bench.api.job()["metadata"]["annotations"][names.OWNER] == "run-1"
+
+
+def test_a_lost_race_for_ownership_is_read_again() -> None:
+    bench = another(under_way(), "run-2")
+    patch, lost = bench.api.patch, []
+
+    def once(kind: Any, name: str, change: Any) -> Any:
+        if kind == PYTORCH_JOBS and not lost:
+            lost.append(name)
+            raise Conflict(name)
+        return patch(kind, name, change)
+
+    bench.api.patch = once  # type: ignore[method-assign]
+    script(bench, lambda: bench.api.pod(0), bench.finish)
+    bench.launch()
+    assert lost and bench.api.job()["metadata"]["annotations"][names.OWNER] == "run-2"
+
+
+def test_attempts_that_ended_before_a_lost_launcher_are_counted() -> None:
+    bench = under_way()
+    bench.api.condition("Failed", "worker failed")
+    again = another(bench, "run-1")
+    script(again, again.finish)
+    again.launch()
+    assert bench.api.job()["metadata"]["name"].endswith("-a2")
+
+
+def test_a_job_of_another_output_is_not_adopted() -> None:
+    bench = another(under_way(), "run-2")
+    other = Run(out="s3://bucket/other", id="run-2", stage_digest="d")
+    script(bench, bench.finish)
+    bench.launch(run=other)
+    assert len([name for plural, name in bench.api.objects if plural == "pytorchjobs"]) == 2
+
+
+# ---------------------------------------------------------------- clean-up
+
+
+@pytest.mark.parametrize(
+    ("owners", "out", "condition", "removed"),
+    [
+        ({"run-1"}, OUT, None, 1),
+        ({"run-1"}, OUT + "/", None, 1),
+        ({"run-2"}, OUT, None, 0),
+        ({"run-1"}, "s3://bucket/other", None, 0),
+        ({"run-1"}, OUT, "Succeeded", 0),
+    ],
+)
+def test_clean_up_removes_what_the_run_owns_and_nothing_else(
+    owners: set[str], out: str, condition: str | None, removed: int
+) -> None:
+    bench = under_way()
+    if condition:
+        bench.api.condition(condition)
+    assert len(launcher.remove_owned(bench.api, out=out, owners=owners)) == removed
+    assert len([name for plural, name in bench.api.objects if plural == "pytorchjobs"]) == 1 - removed
+
+
+def test_a_job_that_another_run_took_over_survives_the_first_runs_clean_up() -> None:
+    bench = under_way()
+    taken = another(bench, "run-2")
+    taken.launcher()._newest()
+    assert launcher.remove_owned(bench.api, out=OUT, owners={"run-1"}) == []
+    assert len(launcher.remove_owned(bench.api, out=OUT, owners={"run-2"})) == 1
+
+
+# ---------------------------------------------------------------- preparation, entry
+
+
+def test_a_preparation_step_is_a_job_and_done_when_the_job_is() -> None:
+    bench = Bench()
+    command = prepare_command(PrepareCall("prepare-data", "/etc/qwenvl-train/recipe.json", OUT))
+    render = lambda run: render_prepare(RECIPE, "prepare-data", bench.cluster, run, command)  # noqa: E731
+    script(bench, lambda: bench.api.pod(0), lambda: bench.api.condition("Complete"))
+    bench.launch(step="prepare-data", render=render, finished=None)
+    assert bench.api.job()["kind"] == "Job"
+    assert bench.heard("done, attempt 1")
+
+
+def test_the_examples_images_and_a_local_output_are_refused_before_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launcher, "connect", lambda namespace: pytest.fail("connected"))
+    with pytest.raises(ClusterError, match=r"images\.trainer, images\.launcher"):
+        launcher.run_step("train", cluster="test", out=OUT, stage="sft")
+    own = "\n".join(f"  {name}: r.example/x@sha256:{'1' * 64}" for name in ("trainer", "launcher", "prepare"))
+    text = load_text("test").replace(load_text("test").split("images:\n")[1].split("storage:")[0], own + "\n")
+    with pytest.raises(UsageError, match="object store"):
+        launcher.run_step("train", cluster=text, out="/tmp/out", stage="sft")
+
+
+def load_text(name: str) -> str:
+    from importlib import resources
+
+    return (resources.files("k8s") / "clusters" / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def test_the_identity_is_the_digest_at_the_first_step(tmp_path: Any) -> None:
+    out = str(tmp_path)
+    assert launcher.first_digest(out, "sft", "one") == "one"
+    assert launcher.first_digest(out, "sft", "two") == "one"
+    assert launcher.first_digest(out, "dpo", "two") == "two"
+
+
+def test_a_task_of_every_step_renders(tmp_path: Any) -> None:
+    recipe = load_recipe("qwen2_5_vl_7b_finetune")
+    run = Run(out=str(tmp_path), id="r")
+    cluster = load_cluster("test")
+    steps = {
+        "init": None,
+        "export": None,
+        "evaluate": None,
+        "generate": "sft",
+        "prepare-data": None,
+        "prepare-stage": "sft",
+    }
+    for what, stage in {**steps, "requests": "dpo", "select": "dpo"}.items():
+        task = launcher.task_of(what, recipe, cluster, run, stage=stage)
+        rendered = task.render(dataclasses.replace(task.run, attempt=2))
+        assert rendered.name.endswith("-a2")
+    with pytest.raises(UsageError, match="no such step"):
+        launcher.task_of("dream", recipe, cluster, run)
