@@ -52,6 +52,7 @@ class Options:
     stage_uri: str
     attempt: int | None
     shutdown_timeout_s: float
+    peer_grace_s: float
     torchrun: bool
     heartbeat_s: float
 
@@ -66,6 +67,7 @@ def parse(argv: Sequence[str], env: Mapping[str, str]) -> Options:
     parser.add_argument("--stage-uri", help="default: OUT/STAGE of the program's --out and --stage")
     parser.add_argument("--attempt", type=int, default=int(env[heartbeat.ATTEMPT]) if heartbeat.ATTEMPT in env else None)
     parser.add_argument("--shutdown-timeout", type=float, default=120.0, help="seconds for a commit after SIGTERM")
+    parser.add_argument("--peer-grace", type=float, default=PEER_GRACE_S, help="seconds for ranks after another failed")
     parser.add_argument("--heartbeat", type=float, default=10.0, help="seconds between heartbeats in storage")
     parser.add_argument("--torchrun", action="store_true", help="through torchrun on one node, too")
     parser.add_argument("--die-with-parent", action="store_true", default=env.get(DIE_WITH_PARENT) == "1")
@@ -81,6 +83,7 @@ def parse(argv: Sequence[str], env: Mapping[str, str]) -> Options:
         stage_uri=known.stage_uri or _stage_uri(rest),
         attempt=known.attempt,
         shutdown_timeout_s=known.shutdown_timeout,
+        peer_grace_s=known.peer_grace,
         torchrun=known.torchrun or known.nnodes > 1 or "PET_RDZV_ENDPOINT" in env,
         heartbeat_s=known.heartbeat,
     )
@@ -157,7 +160,7 @@ class Launch:
                 self.attempt.event("signal", signal=self.signalled)
                 ranks.terminate()
             if deadline is None and any(statuses.values()):
-                deadline = now + PEER_GRACE_S
+                deadline = now + self.options.peer_grace_s
                 self.attempt.event("rank ended", codes={str(rank): code for rank, code in statuses.items() if code})
             if deadline is not None and now > deadline:
                 self.ended_by_us |= {rank for rank, status in statuses.items() if status is None}

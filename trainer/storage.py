@@ -92,11 +92,23 @@ def _retried(call: Callable[[], T], uri: str, doing: str) -> T:
             raise StorageError(
                 f"storage refused to {doing}", where=uri, got=_told(error), do="check the credentials and the bucket's policy"
             ) from error
-        except Exception as error:  # noqa: BLE001 - each client library has its own tree; all of them end up here
+        except Exception as error:  # each client library has its own tree; all of them end up here
+            if _s3_code(error) in ("PreconditionFailed", "412"):
+                raise FileExistsError(uri) from None
             if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"):
                 raise StorageError(f"no credentials to {doing}", where=uri, got=_told(error)) from error
             last = error
     raise StorageError(f"storage did not {doing} in {NUM_TRIES} tries", where=uri, got=_told(last)) from last
+
+
+def _s3_code(error: BaseException | None) -> str | None:
+    """S3's own name of an error, which s3fs keeps as the cause (it has no errno of its own for a failed If-None-Match)."""
+    while error is not None:
+        response = getattr(error, "response", None)
+        if isinstance(response, dict):
+            return str(response.get("Error", {}).get("Code"))
+        error = error.__cause__
+    return None
 
 
 def _told(error: BaseException | None) -> str:

@@ -1,0 +1,78 @@
+"""A real S3 server for tests: SeaweedFS from its PyPI wheel (one process: master, volume, filer, S3)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from trainer.warm import die_with_parent
+
+BUCKET = "runs"
+
+
+def program() -> str | None:
+    beside = Path(sys.executable).parent / "weed"
+    return str(beside) if beside.exists() else shutil.which("weed")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def s3_server(folder: Path) -> Iterator[dict[str, str]]:
+    """A server with one bucket; the environment that makes trainer/storage.py use it."""
+    import fsspec
+
+    weed = program()
+    assert weed is not None, "the dev extra carries SeaweedFS"
+    folder.mkdir(parents=True, exist_ok=True)
+    # weed listens for gRPC at each port + 10000
+    ports = {name: _low_port() for name in ("master", "volume", "filer", "s3")}
+    args = [weed, "-logtostderr", "server", "-ip=127.0.0.1", "-s3", f"-dir={folder}", "-master.volumeSizeLimitMB=64", "-volume.max=20"]
+    args += [f"-master.port={ports['master']}", f"-volume.port={ports['volume']}", f"-filer.port={ports['filer']}", f"-s3.port={ports['s3']}"]
+    env = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports['s3']}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    with (folder / "weed.log").open("wb") as log:
+        process = subprocess.Popen(
+            args, stdout=log, stderr=log, stdin=subprocess.DEVNULL, preexec_fn=die_with_parent, env={**os.environ, **env}
+        )
+    try:
+        os.environ.update(env)
+        fs = fsspec.filesystem("s3", skip_instance_cache=True, use_listings_cache=False)
+        end = time.monotonic() + 60
+        while True:
+            try:
+                fs.mkdir(BUCKET)
+                fs.pipe_file(f"{BUCKET}/ready", b"yes")
+                break
+            except Exception:
+                assert process.poll() is None, (folder / "weed.log").read_text()[-2000:]
+                assert time.monotonic() < end, (folder / "weed.log").read_text()[-2000:]
+                time.sleep(0.3)
+        yield env
+    finally:
+        process.kill()
+        process.wait()
+        for key in env:
+            os.environ.pop(key, None)
+
+
+def _low_port() -> int:
+    while True:
+        port = _free_port()
+        if port < 55000:
+            return port
