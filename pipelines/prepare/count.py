@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
@@ -20,13 +21,15 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.prepare.engine import Engine, blocks
-from pipelines.prepare.model import family_of, tokenizer_of
 from trainer import storage
-from trainer.data.layout import REASONS, Drop, Fit, Rules, fit_sample, layout, stage_rules
+from trainer.data.counts import varies
+from trainer.data.layout import REASONS, Drop, Fit, Layout, Rules, fit_sample, layout, stage_rules
 from trainer.data.mixture import SourceCounts
 from trainer.data.order import id_hash
-from trainer.data.sample import from_json
+from trainer.data.sample import Sample, from_json
 from trainer.data.shards import Source, read_column, write_column
+from trainer.data.tokenizer import Tokenizer
+from trainer.models.config import family_of, tokenizer_uri
 from trainer.models.family import Family
 from trainer.recipe import Recipe
 from trainer.resolve import digest, from_resolved, resolved
@@ -53,7 +56,8 @@ class RulesRef:
 def rules_for(ref: RulesRef) -> Rules:
     recipe = from_resolved(json.loads(ref.recipe_json), where="the recipe of this step")
     stage = recipe.stages.named()[ref.stage]
-    return stage_rules(recipe, stage, family_of(recipe), tokenizer_of(recipe, ref.out))[ref.source]
+    tokenizer = Tokenizer.load(tokenizer_uri(recipe, ref.out))
+    return stage_rules(recipe, stage, family_of(recipe, ref.out), tokenizer)[ref.source]
 
 
 def rules_ref(recipe: Recipe, stage: str, source: str, out: str) -> RulesRef:
@@ -66,39 +70,40 @@ def rules_ref(recipe: Recipe, stage: str, source: str, out: str) -> RulesRef:
 def natural(text: str, num_variants: int, rules: Rules) -> dict[str, list[int]]:
     """Counts of every variant of one sample as it is, whatever the budgets."""
     sample = from_json(text)
-    found: dict[str, list[int]] = {name: [] for name in FIELDS}
-    for variant in range(num_variants):
-        try:
-            laid = layout(sample, variant, Fit(), rules)
-        except ValueError as error:
-            _append(found, 0, 0, 0, 0, REASONS.index("aspect" if "aspect" in str(error) else "rendering"))
-            continue
-        drop = -1 if laid.num_targets else REASONS.index("no_target")
-        _append(found, laid.num_tokens, laid.num_patches, laid.num_targets, laid.num_visual_tokens, drop)
-    return found
+    return _by_variant(FIELDS, sample, num_variants, lambda variant: _natural(sample, variant, rules))
+
+
+def _natural(sample: Sample, variant: int, rules: Rules) -> tuple[int, ...]:
+    try:
+        laid = layout(sample, variant, Fit(), rules)
+    except ValueError as error:
+        return (0, 0, 0, 0, REASONS.index("aspect" if "aspect" in str(error) else "rendering"))
+    return (*_counts(laid), -1 if laid.num_targets else REASONS.index("no_target"))
 
 
 def fitted(text: str, num_variants: int, rules: Rules) -> dict[str, list[int]]:
     """Counts of every variant of one sample after the over-long policy."""
     sample = from_json(text)
-    found: dict[str, list[int]] = {name: [] for name in FIT_FIELDS}
-    for variant in range(num_variants):
-        fit = fit_sample(sample, variant, rules)
-        if isinstance(fit, Drop):
-            _append(found, 0, 0, 0, 0, REASONS.index(fit.reason))
-            row = [0, 0, 0]
-        else:
-            laid = fit.layout
-            _append(found, laid.num_tokens, laid.num_patches, laid.num_targets, laid.num_visual_tokens, -1)
-            row = fit.fit.row()
-        for name, value in zip(("image_max", "max_frames", "turns"), row, strict=True):
-            found[name].append(value)
-    return found
+    return _by_variant(FIT_FIELDS, sample, num_variants, lambda variant: _fitted(sample, variant, rules))
 
 
-def _append(found: dict[str, list[int]], *values: int) -> None:
-    for name, value in zip(FIELDS, values, strict=True):
-        found[name].append(value)
+def _fitted(sample: Sample, variant: int, rules: Rules) -> tuple[int, ...]:
+    found = fit_sample(sample, variant, rules)
+    if isinstance(found, Drop):
+        return (0, 0, 0, 0, REASONS.index(found.reason), 0, 0, 0)
+    return (*_counts(found.layout), -1, *found.fit.row())
+
+
+def _counts(laid: Layout) -> tuple[int, int, int, int]:
+    return laid.num_tokens, laid.num_patches, laid.num_targets, laid.num_visual_tokens
+
+
+def _by_variant(
+    fields: tuple[str, ...], sample: Sample, num_variants: int, count: Callable[[int], tuple[int, ...]]
+) -> dict[str, list[int]]:
+    """Counts by field; a sample that every variant writes alike is counted once."""
+    counted = [count(variant) for variant in range(num_variants)] if varies(sample) else [count(0)] * num_variants
+    return {name: list(values) for name, values in zip(fields, zip(*counted, strict=True), strict=True)}
 
 
 def _count_row(text: str, *, ref: RulesRef, num_variants: int, fit: bool) -> tuple[str, list[bytes]]:
@@ -139,28 +144,26 @@ class Counter:
 
     def _shard(self, source: Source, shard: int, ref: RulesRef, rules: Rules) -> Columns:
         """Natural counts, with those that do not fit replaced by what the policy makes of them."""
-        index = source.index(shard)
-        texts = index["sample_json"]
-        facts = source.manifest["shards"][shard]["index_sha256"]
-        loose = _loose_digest(rules)
-        every = np.arange(index.num_rows)
-        columns = self._column(source, shard, f"counts-{loose[:12]}", f"{loose}/{facts}", texts, every, ref, fit=False)
+        every = np.arange(source.index(shard).num_rows)
+        columns = self._column(source, shard, "counts", _loose_digest(rules), every, ref)
         columns |= {name: np.zeros_like(columns["tokens"]) for name in ("image_max", "max_frames", "turns")}
         too_long = (columns["tokens"] > rules.length) | (columns["patches"] > rules.patch_budget)
         rows = np.flatnonzero((too_long & (columns["drop"] < 0)).any(axis=1))
         if rows.size:
-            name, key = f"fits-{rules.digest[:12]}", f"{rules.digest}/{facts}"
-            fits = self._column(source, shard, name, key, texts, rows, ref, fit=True)
+            fits = self._column(source, shard, "fits", rules.digest, rows, ref)
             for name, values in columns.items():
                 values[rows] = fits[name][rows]
         return columns
 
     def _column(
-        self, source: Source, shard: int, name: str, key: str, texts: pa.ChunkedArray, rows: np.ndarray, ref: RulesRef, *, fit: bool
-    ) -> Columns:  # fmt: skip
-        """The stored column, or the one computed now for `rows` (the others are zero)."""
-        key = f"{VERSION}/{self.num_variants}/{key}"
+        self, source: Source, shard: int, kind: str, rules_digest: str, rows: np.ndarray, ref: RulesRef
+    ) -> Columns:
+        """The stored column of a kind (counts, fits), or the one computed now for `rows` (the others are zero)."""
+        fit = kind == "fits"
         fields = FIT_FIELDS if fit else FIELDS
+        texts = source.index(shard)["sample_json"]
+        name = f"{kind}-{rules_digest[:12]}"
+        key = f"{VERSION}/{self.num_variants}/{rules_digest}/{source.manifest['shards'][shard]['index_sha256']}"
         table = read_column(source.uri, shard, name, key, num_rows=len(texts))
         if table is None:
             found = {field: np.zeros((len(texts), self.num_variants), np.int32) for field in fields}
@@ -169,9 +172,9 @@ class Counter:
                     for field in fields:
                         found[field][row] = values[field]
             self.tokenised += len(rows)
-            kind = pa.list_(pa.int32(), self.num_variants)
+            per_row = pa.list_(pa.int32(), self.num_variants)
             arrays = {
-                field: pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=kind)
+                field: pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=per_row)
                 for field, values in found.items()
             }
             write_column(source.uri, shard, name, pa.table(arrays), key)

@@ -51,6 +51,7 @@ class Engine:
             return {"text": text, "files": files}
 
         frame = daft.from_pydict({"number": list(range(len(rows))), "row": rows})
-        found = frame.select(frame["number"], answer(frame["row"]).alias("answer")).to_pydict()
+        answered: Any = answer(frame["row"])  # an expression
+        found = frame.select(frame["number"], answered.alias("answer")).to_pydict()
         by_number = sorted(zip(found["number"], found["answer"], strict=True), key=lambda pair: pair[0])
         return [(item["text"], item["files"] or []) for _, item in by_number]

@@ -248,7 +248,7 @@ def check(funnel: Funnel, max_bad_fraction: float, *, where: str) -> None:
         where=where,
         expected=f"at most {max_bad_fraction:.2%} of the rows refused, and at least one kept",
         got=f"{refused} of {funnel.read} ({reasons})\n    {shown}" if refused else "no rows",
-        do="repair the rows, or raise prepare.max_bad_fraction to leave them out (they are counted in data/funnel.json)",
+        do="repair the rows, or raise prepare.max_bad_fraction to leave them out (counted in data/funnel.json)",
     )
 
 

@@ -15,12 +15,13 @@ from typing import Any
 
 from pipelines.prepare.count import Counter, family_facts
 from pipelines.prepare.ingest import source_uri
-from pipelines.prepare.model import family_of, tokenizer_of
 from trainer import storage
 from trainer.data.mixture import SourceCounts
 from trainer.data.plan import Order, Plan, make_plan
 from trainer.data.shards import Source
+from trainer.data.tokenizer import Tokenizer
 from trainer.errors import PlanError, StageMismatch, UsageError
+from trainer.models.config import family_of, tokenizer_uri
 from trainer.recipe import SAMPLED, Recipe, Stage
 from trainer.resolve import digest, load_recipe
 
@@ -76,13 +77,13 @@ def _facts(recipe: Recipe, stage: str, split: str, folders: dict[str, str], out:
     """What the plan depends on: equal facts, equal plan."""
     config = recipe.stages.named()[stage]
     data = {name: Source.open(source_uri(out, folder, split)).digest for name, folder in folders.items()}
-    family = family_of(recipe)
+    family = family_of(recipe, out)
     return {
         "stage": stage,
         "split": split,
         "family": family_facts(family),
         "tokens_per_second": getattr(family, "tokens_per_second", None),
-        "tokenizer": tokenizer_of(recipe, out).digest,
+        "tokenizer": Tokenizer.load(tokenizer_uri(recipe, out)).digest,
         "data": data,
         "data_digest": digest(data),
         "weights": {name: config.data[name] if split == "train" else 1.0 for name in folders},

@@ -11,18 +11,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from pipelines.prepare.ingest import source_uri
-from pipelines.prepare.model import CORPUS_TOKENIZER, family_of, tokenizer_folder
 from trainer import storage
 from trainer.data.render import render
 from trainer.data.sample import from_json
 from trainer.data.shards import Source
 from trainer.errors import RecipeError
-from trainer.models.family import Family
+from trainer.models.config import CORPUS, tokenizer_uri
+from trainer.models.family import Family, load_family
 from trainer.recipe import Recipe
 from trainer.resolve import digest
 
@@ -39,11 +40,12 @@ TEXTS_OF_A_SOURCE = 4000
 
 def prepare_tokenizer(recipe: Recipe, out: str) -> None:
     """Train and write the tokenizer where the recipe asks for one; skipped when it is there for the same text."""
-    if recipe.model.tokenizer != CORPUS_TOKENIZER:
+    if recipe.model.tokenizer != CORPUS:
         return
     if recipe.model.vocab_size is None:
         raise RecipeError([("model.vocab_size", "needed to train a tokenizer on the corpus")])
-    family, folder = family_of(recipe), tokenizer_folder(recipe, out)
+    # The family as stated: its config is only complete (token ids) once there is a tokenizer.
+    family, folder = load_family(recipe.family, stated_config(recipe)), tokenizer_uri(recipe, out)
     sources = {name: Source.open(source_uri(out, name, "train")) for name in recipe.prepare.sources}
     key = digest(
         {
@@ -66,6 +68,16 @@ def prepare_tokenizer(recipe: Recipe, out: str) -> None:
         storage.write_bytes(storage.join(folder, name), content.encode())
     storage.write_json(marker, {"key": key})
     print(f"tokenizer: {trained.get_vocab_size()} tokens from {sum(map(len, texts))} characters", flush=True)
+
+
+def stated_config(recipe: Recipe) -> dict[str, Any]:
+    """config.json as the recipe names it: in the recipe itself, a file, or a folder."""
+    stated = recipe.model.config
+    if isinstance(stated, dict):
+        return dict(stated)
+    folder = recipe.model.base or stated
+    assert folder is not None  # the recipe's validation
+    return storage.read_json(folder if folder.endswith(".json") else storage.join(folder, "config.json"))
 
 
 def texts_of(source: Source, recipe: Recipe, name: str, family: Family) -> Iterator[str]:

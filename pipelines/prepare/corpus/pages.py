@@ -76,7 +76,7 @@ def chart(rng: random.Random, table: Table, width: int, height: int) -> tuple[Im
     figure = Figure(figsize=(width / 84, height / 84), dpi=84)
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    ink = tuple(value / 255 for value in COLOURS[colour])
+    ink = "#{:02x}{:02x}{:02x}".format(*COLOURS[colour])
     first, second = rng.sample(range(len(table.columns)), 2)
     if kind == "bar":
         chosen = sorted(rng.sample(range(len(table.columns)), min(4, len(table.columns))))

@@ -75,7 +75,7 @@ def write_grounding(folder: Folder, split: Split, found: Ingredients) -> None:
 def write_instructions(folder: Folder, split: Split, found: Ingredients) -> None:
     """Questions with a known answer: colour, count, name choice, yes or no, box, point."""
     rng = folder.rng("instructions", split)
-    tasks = (_colour, _colour, _colour, _yes_no, _count, _choice, _box, _point)
+    tasks = (_colour, _colour, _count, _colour, _yes_no, _colour, _choice, _count, _colour, _place)
     rows = []
     for number in range(folder.count(1600 if split == "train" else 160, 24)):
         task = tasks[number % len(tasks)]
@@ -145,6 +145,10 @@ def _choice(rng: random.Random, found: Ingredients):
     answer, wrong = ("A", "B") if first == placed.name else ("B", "A")
     question = f"What is the icon? A: {first} B: {second}"
     return picture, question, answer, {"task": "choice", "value": answer}, wrong
+
+
+def _place(rng: random.Random, found: Ingredients):
+    return (_box if rng.random() < 0.5 else _point)(rng, found)
 
 
 def _box(rng: random.Random, found: Ingredients):

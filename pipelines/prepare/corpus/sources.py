@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import resvg_py
@@ -230,7 +230,7 @@ def texts(seed: int) -> list[TextFile]:
             distribution = metadata.distribution(package)
         except metadata.PackageNotFoundError:
             continue  # which ones were there is recorded in sources.json; too few is an error below
-        about = distribution.metadata
+        about: Any = distribution.metadata  # an email.message.Message, whatever its annotation says
         licence = str(about.get("License-Expression") or about.get("License") or "as the package states")
         licence = licence.splitlines()[0][:60]
         body = about.get_payload()

@@ -1,7 +1,8 @@
 """Agent data, one a line. A trajectory: {"instruction", "tool": "computer_use" | "mobile_use", "schema": true | false,
 "steps": [{"screenshot", "action", "coordinate", "coordinate2", "arguments", "thought"}]}; the screenshot is what was
 seen before the action. `schema` puts the tool's signature into a system message. UI grounding: {"instruction",
-"screenshot", "targets": [{"bbox", "label", "role"}]}. Coordinates are pixels of the screenshot unless `coordinates` says otherwise.
+"screenshot", "targets": [{"bbox", "label", "role"}]}. Coordinates are pixels of the screenshot unless `coordinates`
+says otherwise.
 """
 
 from __future__ import annotations

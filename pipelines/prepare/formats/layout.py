@@ -1,6 +1,6 @@
 """Pages with their layout: {"id", "pages": [{"image", "width", "height", "blocks": [{"type", "bbox", "text",
-"html"}]}]}, blocks in reading order; a page's fields may also stand in the entry itself. Types are those of QwenVL HTML or the usual
-names of layout data sets (DocLayNet, PubLayNet), mapped by ROLES. `html` is a table's content.
+"html"}]}]}, blocks in reading order; a page's fields may also stand in the entry itself. Types are those of QwenVL
+HTML or the usual names of layout data sets (DocLayNet, PubLayNet), mapped by ROLES. `html` is a table's content.
 """
 
 from __future__ import annotations

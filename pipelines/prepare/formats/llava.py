@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pipelines.prepare.formats.rows import (
     BadRow,
     Draft,
+    MediaKind,
     MediaRef,
     Places,
     Row,
@@ -46,14 +47,18 @@ def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
 def media_of(entry: dict, root: str) -> list[MediaRef]:
     """Images, then videos, each in the order in which the entry names them."""
     found = []
-    for kind, names in (("image", ("image", "images")), ("video", ("video", "videos"))):
+    kinds: tuple[tuple[MediaKind, tuple[str, str]], ...] = (
+        ("image", ("image", "images")),
+        ("video", ("video", "videos")),
+    )
+    for kind, names in kinds:
         for name in names:
             value = entry.get(name)
             if value is None:
                 continue
             listed = value if isinstance(value, list) else [value]
             for item in listed:
-                uri = item.get("path") or item.get("url") if isinstance(item, dict) else item
+                uri = field_of(item, "path", "url") if isinstance(item, dict) else item
                 found.append(MediaRef(resolve(root, uri), kind))
     return found
 

@@ -19,6 +19,7 @@ from trainer.errors import DataError
 from trainer.recipe import Source
 
 Units = Literal["pixels", "thousand", "unit"]
+MediaKind = Literal["image", "video"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class MediaRef:
     """A file that a row names: path or URI, or a data: URI."""
 
     uri: str
-    kind: Literal["image", "video"]
+    kind: MediaKind
 
 
 @dataclass(frozen=True)

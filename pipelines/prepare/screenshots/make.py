@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from importlib import metadata
@@ -209,7 +210,8 @@ def build_docs(folder: Path) -> None:
     docs.mkdir()
     packages = ("numpy", "pillow", "scikit-learn", "tokenizers", "pydantic", "safetensors", "click", "fsspec")
     for package in packages:
-        text = str(metadata.metadata(package).get_payload())
+        readme: Any = metadata.metadata(package)
+        text = str(readme.get_payload())
         text = re.sub(r"!?\[!\[[^\n]*|<[^>]*>|!\[[^\n]*|^\[?https?:.*$|^\.\. .*$|^ +:.*$", "", text, flags=re.MULTILINE)
         (docs / f"{package}.md").write_text(f"# {package}\n\n{text}")
     (docs / "index.md").write_text("# Packages\n\n" + "\n".join(f"- [{name}]({name}.md)" for name in packages) + "\n")

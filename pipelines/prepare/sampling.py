@@ -1,0 +1,325 @@
+"""Rejection sampling (sft) and preference pairs (dpo) from a model's own answers to tasks with a known answer.
+
+    make_requests(recipe, "sft", out)     OUT/prepare-sft/requests.jsonl      tasks of this run's training shards
+    ... trainer/after/generate.py or an endpoint writes OUT/prepare-sft/answers/
+    select_answers(recipe, "sft", out)    OUT/data/sources/sampled-sft/train, OUT/prepare-sft/selection.json
+
+    python -m pipelines.prepare.sampling requests|select --recipe tiny --stage sft --out DIR
+
+sft keeps correct answers, dpo pairs a correct with an incorrect one. What the answers are compared with is the key that
+a sample carries. Everything is chosen by hashes of names: the same answers give the same shards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipelines.prepare.formats.rows import answer_parts
+from pipelines.prepare.ingest import source_uri
+from pipelines.prepare.stage import sampled_name
+from trainer import storage
+from trainer.after import answers as table
+from trainer.after.answers import Answer, Place, Request
+from trainer.after.prompts import frame_of, paired
+from trainer.after.scores import Frame, normalise, score
+from trainer.data.layout import Drop, Rules, fit_sample, rules_of
+from trainer.data.order import id_hash, mix
+from trainer.data.sample import Message, Sample, from_json
+from trainer.data.shards import MANIFEST, ShardReader, ShardWriter, Source
+from trainer.data.tokenizer import Tokenizer
+from trainer.errors import DataError, UsageError
+from trainer.models.config import family_of, tokenizer_uri
+from trainer.recipe import Recipe, Sampling, Stage
+from trainer.resolve import digest, load_recipe
+
+VERSION = 1
+INPUT = "input.json"
+SPATIAL = ("box", "point")
+
+
+def folder_of(stage: str, out: str) -> str:
+    return storage.join(out, f"prepare-{stage}")
+
+
+def _sampling(recipe: Recipe, stage: str) -> tuple[Stage, Sampling]:
+    config = recipe.stages.named().get(stage)
+    if config is None or config.sampling is None:
+        raise UsageError(
+            "the stage samples no answers", where=f"stages.{stage}.sampling", do="add the section, or skip"
+        )
+    return config, config.sampling
+
+
+# ---------------------------------------------------------------- requests
+
+
+def make_requests(recipe: Recipe, stage: str, out: str) -> list[Request]:
+    """Write requests.jsonl: `sampling.requests` tasks, drawn by hash over all sources named in `sampling.tasks`.
+
+    Raises:
+        DataError: when no sample of the tasks carries a key.
+    """
+    _, sampling = _sampling(recipe, stage)
+    uri = storage.join(folder_of(stage, out), "requests.jsonl")
+    drawn: list[tuple[int, Request]] = []
+    for name in sampling.tasks:
+        source = Source.open(source_uri(out, name, "train"))
+        drawn += [(_rank(recipe.seed, stage, name, request), request) for request in _tasks(source, name)]
+    if not drawn:
+        raise DataError(
+            "no task has a known answer",
+            where=f"stages.{stage}.sampling.tasks: {', '.join(sampling.tasks)}",
+            expected='samples with "key": {"task": ..., "value": ...}',
+            got="none",
+        )
+    drawn.sort(key=lambda pair: (pair[0], pair[1].id))
+    requests = [request for _, request in drawn[: sampling.requests]]
+    table.write_requests(uri, requests)
+    tasks = Counter(request.sample.key.task for request in requests if request.sample.key)
+    counts = ", ".join(f"{count} {task}" for task, count in sorted(tasks.items()))
+    print(f"requests: {stage} {len(requests)} of {len(drawn)} tasks ({counts})", flush=True)
+    return requests
+
+
+def _rank(seed: int, stage: str, name: str, request: Request) -> int:
+    return int(mix(seed, id_hash("requests", stage), id_hash(name, request.sample.id)))
+
+
+def _tasks(source: Source, name: str) -> Iterator[Request]:
+    for shard in range(source.num_shards):
+        for row, text in enumerate(source.index(shard)["sample_json"].to_pylist()):
+            sample = from_json(text)
+            if sample.key is None:
+                continue
+            place = Place(source=f"data/sources/{name}/train", shard=shard, row=row)
+            yield Request(id=f"{name}/{sample.id}", sample=sample, place=place)
+
+
+# ---------------------------------------------------------------- select
+
+
+@dataclass
+class Selection:
+    """What became of the answers; the counts of selection.json."""
+
+    requests: int = 0
+    answers: int = 0
+    correct: int = 0
+    incorrect: int = 0
+    errors: int = 0
+    unfinished: int = 0
+    repeated: int = 0
+    kept: int = 0
+    of_task: dict[str, Counter[str]] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        counts = {name: value for name, value in vars(self).items() if name != "of_task"}
+        return {
+            **counts,
+            "of_task": {name: dict(sorted(count.items())) for name, count in sorted(self.of_task.items())},
+        }
+
+
+@dataclass(frozen=True)
+class Judged:
+    answer: Answer
+    correct: bool
+
+
+def select_answers(recipe: Recipe, stage: str, out: str) -> dict[str, Any]:
+    """Score every answer with its task's key and write the source sampled-STAGE; returns selection.json's content.
+
+    Raises:
+        DataError: answers are missing, or were made for other requests.
+    """
+    config, sampling = _sampling(recipe, stage)
+    folder, target = folder_of(stage, out), source_uri(out, sampled_name(stage), "train")
+    requests = table.read_requests(storage.join(folder, "requests.jsonl"))
+    found = table.read_answers(storage.join(folder, "answers"), requests)
+    key = _key(recipe, config, requests, found)
+    report, marker = storage.join(folder, "selection.json"), storage.join(target, INPUT)
+    if all(map(storage.exists, (report, marker, storage.join(target, MANIFEST)))) and storage.read_json(marker) == {
+        "key": key
+    }:
+        print(f"select: {stage} is already there", flush=True)
+        return storage.read_json(report)
+    storage.remove_tree(target)
+    rules = rules_of(config, "chat", family_of(recipe, out), Tokenizer.load(tokenizer_uri(recipe, out)))
+    counts = Selection(requests=len(requests))
+    writer = ShardWriter(target, shard_bytes=recipe.prepare.shard_bytes)
+    readers: dict[str, ShardReader] = {}
+    try:
+        for request in requests:
+            judged = _judge(request, found[request.id], rules, counts)
+            make = _pairs if stage == "dpo" else _correct
+            for sample in make(request, judged, sampled_name(stage), sampling.keep, rules):
+                place = request.place
+                reader = readers.setdefault(place.source, ShardReader(storage.join(out, place.source)))
+                writer.add(sample, reader.media(place.shard, place.row))
+                counts.kept += 1
+                _of_task(counts, request)["kept"] += 1
+        manifest = writer.close(source=sampled_name(stage), split="train")
+    except BaseException:
+        writer.abort()
+        storage.remove_tree(target)
+        raise
+    finally:
+        for reader in readers.values():
+            reader.close()
+    models = sorted({answer.model for answers in found.values() for answer in answers})
+    content = {"format": 1, "stage": stage, "models": models, "source_digest": manifest["digest"], **counts.as_json()}
+    storage.write_json(report, content)
+    storage.write_json(marker, {"key": key})
+    print(
+        f"select: {stage} {counts.kept} {'pairs' if stage == 'dpo' else 'answers'} kept of {counts.answers} "
+        f"({counts.correct} correct, {counts.incorrect} incorrect, {counts.unfinished} unfinished, "
+        f"{counts.errors} errors)",
+        flush=True,
+    )
+    return content
+
+
+def _key(recipe: Recipe, config: Stage, requests: list[Request], found: dict[str, list[Answer]]) -> str:
+    return digest(
+        {
+            "version": VERSION,
+            "requests": [request.model_dump(mode="json") for request in requests],
+            "answers": {name: [vars(answer) for answer in answers] for name, answers in found.items()},
+            "keep": config.sampling.keep if config.sampling else 0,
+            "pixels": config.pixels.model_dump(mode="json"),
+            "shard_bytes": recipe.prepare.shard_bytes,
+        }
+    )
+
+
+def _of_task(counts: Selection, request: Request) -> Counter[str]:
+    assert request.sample.key is not None
+    return counts.of_task.setdefault(request.sample.key.task, Counter())
+
+
+def _judge(request: Request, found: list[Answer], rules: Rules, counts: Selection) -> list[Judged]:
+    """Answers without errors and repetitions, in order, with what the key says of them. A correct text that did not
+    come to its end is neither: it teaches to go on."""
+    assert request.sample.key is not None
+    frame = _frame(request, rules)
+    if frame is None and request.sample.key.task in SPATIAL:
+        raise DataError("a place without a picture", where=f"request {request.id}", expected="an image that fits")
+    seen: set[str] = set()
+    judged = []
+    for answer in found:
+        counts.answers += 1
+        of_task = _of_task(counts, request)
+        of_task["answers"] += 1
+        if answer.finish == "error":
+            counts.errors += 1
+            continue
+        correct = score(request.sample.key, answer.text, frame)["correct"] >= 1
+        if correct and answer.finish != "stop":
+            counts.unfinished += 1
+            continue
+        counts.correct += correct
+        counts.incorrect += not correct
+        of_task["correct"] += correct
+        if (text := normalise(answer.text)) in seen or not text:
+            counts.repeated += 1
+            continue
+        seen.add(text)
+        judged.append(Judged(answer, correct))
+    return judged
+
+
+def _frame(request: Request, rules: Rules) -> Frame | None:
+    """How coordinates in an answer map to pixels of the sample's first picture; None for what has no picture."""
+    sample = request.sample
+    if not sample.media or sample.media[0].kind != "image":
+        return None
+    fitted = fit_sample(paired(sample), request.variant, rules)  # as the prompt was laid out when it was asked
+    return None if isinstance(fitted, Drop) else frame_of(sample, fitted.layout, rules)
+
+
+def _message(request: Request, answer: Answer, rules: Rules) -> Message | None:
+    """The answer as an assistant message. Written coordinates become geometry in pixels of the original, so that the
+    sample is right at any resolution; None when they cannot be read."""
+    sample = request.sample
+    assert sample.key is not None
+    if sample.key.task not in SPATIAL:
+        return Message.model_validate({"role": "assistant", "parts": [{"part": "text", "text": answer.text.strip()}]})
+    parts = answer_parts(answer.text, len(sample.media))
+    frame = _frame(request, rules)
+    if parts[0]["part"] != "objects" or frame is None:
+        return None
+    for thing in parts[0]["objects"]:
+        at = thing["at"]
+        if at["shape"] == "point":
+            at["xy"] = list(frame.to_original(*at["xy"]))
+        else:
+            at["xyxy"] = [*frame.to_original(*at["xyxy"][:2]), *frame.to_original(*at["xyxy"][2:])]
+    return Message.model_validate({"role": "assistant", "parts": parts})
+
+
+def _correct(request: Request, judged: list[Judged], source: str, keep: int, rules: Rules) -> Iterator[Sample]:
+    """The first `keep` correct answers, each as an instruction sample."""
+    kept = 0
+    for item in judged:
+        if not item.correct or kept == keep:
+            continue
+        if (message := _message(request, item.answer, rules)) is None:
+            continue
+        kept += 1
+        yield _sample(
+            request, source, f"{item.answer.answer}", item.answer, messages=(*table.prompt_of(request.sample), message)
+        )
+
+
+def _pairs(request: Request, judged: list[Judged], source: str, keep: int, rules: Rules) -> Iterator[Sample]:
+    """Up to `keep` pairs: the n-th correct answer with the n-th incorrect one."""
+    right = [item.answer for item in judged if item.correct]
+    wrong = [item.answer for item in judged if not item.correct]
+    for chosen, rejected in list(zip(right, wrong, strict=False))[:keep]:
+        messages = [_message(request, answer, rules) for answer in (chosen, rejected)]
+        if messages[0] is None or messages[1] is None:
+            continue
+        yield _sample(
+            request,
+            source,
+            f"{chosen.answer}-{rejected.answer}",
+            chosen,
+            messages=table.prompt_of(request.sample),
+            chosen=(messages[0],),
+            rejected=(messages[1],),
+        )
+
+
+def _sample(request: Request, source: str, suffix: str, answer: Answer, **parts: tuple[Message, ...]) -> Sample:
+    """The request's sample with other answers. Fields are given again, so that the whole is validated."""
+    content = request.sample.model_dump(exclude={"messages", "chosen", "rejected", "meta", "scores"})
+    written = {name: [message.model_dump() for message in messages] for name, messages in parts.items()}
+    content |= {
+        "id": f"{request.id}#{suffix}",
+        "source": source,
+        "kind": "preference" if parts.get("chosen") else "instruction",
+        "meta": {"request": request.id, "model": answer.model},
+    }
+    return Sample.model_validate(json.loads(json.dumps({**content, **written})))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("requests", "select"))
+    parser.add_argument("--recipe", required=True)
+    parser.add_argument("--stage", required=True)
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="a.b=value")
+    arguments = parser.parse_args()
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    step = make_requests if arguments.what == "requests" else select_answers
+    step(recipe, arguments.stage, arguments.out)
+
+
+if __name__ == "__main__":
+    main()
