@@ -4,10 +4,10 @@
     qwenvl run tiny --out out/tiny                  runs it on this machine through kfp.local (pipelines/run.py)
     qwenvl submit RECIPE --out s3://...             starts it on Kubeflow Pipelines (pipelines/remote.py)
 
-    prepare-data -+-> prepare-stage1 -> prepare-stage2 -> prepare-stage3      (plans; a later one while an earlier trains)
+    prepare-data -+-> prepare-stage1 -> prepare-stage2 -> prepare-stage3   (plans: a later one while an earlier trains)
                   +-> init -> stage1 -> stage2 -> stage3 -+
-                  +-> prepare-sft-requests ---------------+-> -answers -> -select -> prepare-sft -> sft -+
-                  +-> prepare-dpo-requests --------------------------------------------------------------+-> -answers ...
+                  +-> prepare-sft-requests ---------------+-> -answers -> -select -> prepare-sft -> sft
+                  +-> prepare-dpo-requests, -answers, -select, prepare-dpo likewise, after sft -> dpo
     dpo -> export -> evaluate -> report
 
 A recipe without some stage runs the same steps; those of the missing stage return at once. dsl.If would be no better:

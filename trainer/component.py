@@ -20,6 +20,7 @@ from trainer.errors import QwenVLError, UsageError
 from trainer.resolve import load_recipe
 
 DEVICES = ("cpu", "cuda")
+DIE_WITH_PARENT = "QWENVL_DIE_WITH_PARENT"  # read by trainer/launch.py
 
 
 # torchx makes options of these plain annotations and help of the docstring: no unions, no Literal.
@@ -73,7 +74,7 @@ def app_of(name: str, command: Command) -> specs.AppDef:
         image="",
         entrypoint=command.argv[0],
         args=command.argv[1:],
-        env=dict(command.env),
+        env={**command.env, DIE_WITH_PARENT: "1"},  # torchx leaves its children behind when it is killed
         num_replicas=1,
         resource=specs.Resource(cpu=-1, gpu=0, memMB=-1),
     )
@@ -82,7 +83,7 @@ def app_of(name: str, command: Command) -> specs.AppDef:
 
 def _absolute(ref: str) -> str:
     """A recipe file by its full path, so that another working folder finds it; names and URIs as they are."""
-    return os.path.realpath(ref) if os.path.isfile(ref) else ref  # noqa: PTH113 - a ref may be no path at all
+    return os.path.realpath(ref) if os.path.isfile(ref) else ref
 
 
 def _absolute_out(out: str) -> str:

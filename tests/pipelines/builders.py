@@ -56,7 +56,7 @@ class ARun:
         return Ended(process.returncode, stdout, stderr)
 
     def wait_for(self, name: str, limit_s: float = 60) -> None:
-        assert processes.wait_until(lambda: (self.out / name).exists(), limit_s), f"no {name} after {limit_s} s"
+        assert processes.wait_until((self.out / name).exists, limit_s), f"no {name} after {limit_s} s"
 
 
 @dataclass

@@ -125,9 +125,11 @@ def test_a_step_that_is_killed_takes_what_is_below_it_along_and_is_named(tmp_pat
     run = ARun(tmp_path, {"stage1": sleeper("asleep")})
     top = run.start()
     below = pids(run, "asleep")
-    step = [pid for pid in processes.descendants(top.pid) if b"executor_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    step = [
+        pid for pid in processes.descendants(top.pid) if b"executor_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
     os.kill(step[-1], signal.SIGKILL)
-    stdout, stderr = top.communicate(timeout=60)
+    _, stderr = top.communicate(timeout=60)
     assert top.returncode == 1
     assert "error in stage1" in stderr
     assert seconds_until_gone(below) < LIMIT_S

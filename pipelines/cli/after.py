@@ -1,0 +1,43 @@
+"""qwenvl export OUT, qwenvl evaluate OUT: the steps after training, alone, on an output that is there already."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+
+
+def parser(noun: str) -> argparse.ArgumentParser:
+    about = {
+        "export": "Write the newest model of an output to OUT/export in Hugging Face layout.",
+        "evaluate": "Held-out losses and task scores of an output, into OUT/evaluate.",
+    }
+    made = argparse.ArgumentParser(prog=f"qwenvl {noun}", description=about[noun])
+    made.add_argument("out", help="folder or s3:// address of a run's output")
+    made.add_argument("--device", default=os.environ.get("QWENVL_DEVICE", "cpu"), choices=("cpu", "cuda"))
+    made.add_argument("--threads", type=int, default=2)
+    return made
+
+
+def main(words: list[str]) -> int:
+    asked = parser(words[0]).parse_args(words[1:])
+    from pipelines.settle import NAME
+    from trainer import storage
+    from trainer.command import ProgramCall, merged, program_command
+    from trainer.errors import UsageError
+
+    recipe = storage.join(asked.out, NAME)
+    if not storage.exists(recipe):
+        raise UsageError("no run has written into this output", where=recipe, do="start one with qwenvl run")
+    made = program_command(
+        ProgramCall(
+            program=words[0],
+            recipe=recipe,
+            out=asked.out,
+            threads=asked.threads,
+            device=asked.device,
+            python=sys.executable,
+        )
+    )
+    return subprocess.run(made.argv, env=merged(os.environ, made), check=False).returncode

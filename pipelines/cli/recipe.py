@@ -1,0 +1,103 @@
+"""qwenvl recipe list|show|check|schema|diff: what a recipe says once it is resolved."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from trainer.recipe import Recipe
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="qwenvl recipe", description=__doc__)
+    what = made.add_subparsers(dest="what", required=True)
+    what.add_parser("list", help="the recipes that come with the package")
+    what.add_parser("schema", help="JSON Schema, for editors")
+    show = what.add_parser("show", help="the resolved recipe: every default filled in, with its sha256")
+    check = what.add_parser("check", help="validate; every problem at once, exit code 2 if there are any")
+    diff = what.add_parser("diff", help="fields in which two recipes differ, and what a change of each means")
+    for one in (show, check):
+        one.add_argument("recipe", help="shipped name, file, URI, or an OUT/recipe.json")
+        one.add_argument("--set", dest="overrides", action="append", default=[], metavar="A.B=VALUE")
+    show.add_argument("--json", action="store_true", help="JSON instead of YAML")
+    check.add_argument("--cluster", help="also check against a cluster file")
+    diff.add_argument("one")
+    diff.add_argument("other")
+    return made
+
+
+def main(words: list[str]) -> int:
+    asked = parser().parse_args(words[1:])
+    return {"list": _list, "schema": _schema, "show": _show, "check": _check, "diff": _diff}[asked.what](asked)
+
+
+def _list(asked: argparse.Namespace) -> int:
+    from trainer.resolve import load_recipe, shipped
+
+    for name in shipped():
+        recipe = load_recipe(name)
+        print(f"{name:24} {' '.join(recipe.stages.named()):34} {recipe.description}")
+    return 0
+
+
+def _schema(asked: argparse.Namespace) -> int:
+    from trainer.resolve import json_schema
+
+    print(json.dumps(json_schema(), indent=1))
+    return 0
+
+
+def _show(asked: argparse.Namespace) -> int:
+    import yaml
+
+    from trainer.resolve import load_recipe, resolved
+
+    content = resolved(load_recipe(asked.recipe, asked.overrides))
+    print(json.dumps(content, indent=1) if asked.json else yaml.safe_dump(content, sort_keys=False, width=120), end="")
+    if asked.json:
+        print()
+    return 0
+
+
+def _check(asked: argparse.Namespace) -> int:
+    from trainer.errors import RecipeError
+    from trainer.resolve import load_recipe, resolved
+
+    recipe = load_recipe(asked.recipe, asked.overrides)
+    if asked.cluster:
+        from k8s.cluster import check, load_cluster
+
+        problems = check(recipe, load_cluster(asked.cluster))
+        if problems:
+            raise RecipeError([(f"on cluster {asked.cluster}", problem) for problem in problems])
+    print(f"{recipe.name}: valid; stages {', '.join(recipe.stages.named())}; sha256 {resolved(recipe)['sha256'][:12]}")
+    return 0
+
+
+def _diff(asked: argparse.Namespace) -> int:
+    """Like diff(1): 0 when nothing differs, 1 otherwise."""
+    from trainer.resolve import load_recipe
+
+    one, other = load_recipe(asked.one), load_recipe(asked.other)
+    differ = 0
+    for role in ("result", "execution", "note"):
+        before, now = _leaves(one, role), _leaves(other, role)
+        for key in sorted(before.keys() | now.keys()):
+            if before.get(key) != now.get(key):
+                differ = 1
+                print(f"{role:9} {key}: {_shown(before.get(key))} -> {_shown(now.get(key))}")
+    if not differ:
+        print("the same")
+    return differ
+
+
+def _leaves(recipe: Recipe, role: str) -> dict[str, Any]:
+    from trainer.resolve import fields
+
+    return fields(recipe, role)
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 120 else text[:117] + "..."
