@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ ALIGN = 8
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One rank's object. `buffer` belongs to the Snapshots that made it: commit it before taking the next one."""
+    """One rank's object. `buffer` belongs to the Snapshots that made it, whose next take waits for `written`."""
 
     step: int
     rank: int
@@ -42,7 +43,12 @@ class Snapshot:
     optimizer: dict[str, Any]
     scheduler: dict[str, Any] | None
     stall_s: float
-    """How long training stood still."""
+    """How long training stood still: for the copy, and for the commit before when it was still being written."""
+    written: threading.Event = field(default_factory=threading.Event)
+    """Set while nobody reads the buffer; the uploader clears it until the object is stored."""
+
+    def __post_init__(self) -> None:
+        self.written.set()
 
 
 class Snapshots:
@@ -50,6 +56,7 @@ class Snapshots:
 
     def __init__(self) -> None:
         self._buffer: torch.Tensor | None = None
+        self._last: Snapshot | None = None
 
     def _room(self, size_bytes: int, *, pinned: bool) -> torch.Tensor:
         if self._buffer is None or self._buffer.numel() < size_bytes:
@@ -57,8 +64,10 @@ class Snapshots:
         return self._buffer[:size_bytes]
 
     def take(self, engine: Any, *, step: int) -> Snapshot:
-        """Copy this rank's slices. No communication."""
+        """Copy this rank's slices. No communication; waits while the snapshot before is still being written."""
         began = time.perf_counter()
+        if self._last is not None:
+            self._last.written.wait()
         owned = slices.local(engine)
         rank, world_size = dist.get_rank(), dist.get_world_size()
         header = encode_header(owned, step=step, rank=rank, world_size=world_size)
@@ -76,7 +85,7 @@ class Snapshots:
         if on_gpu:
             torch.cuda.synchronize()
         scheduler = engine.lr_scheduler.state_dict() if engine.lr_scheduler is not None else None
-        return Snapshot(
+        self._last = Snapshot(
             step=step,
             rank=rank,
             world_size=world_size,
@@ -87,6 +96,7 @@ class Snapshots:
             scheduler=scheduler,
             stall_s=time.perf_counter() - began,
         )
+        return self._last
 
 
 def encode_header(owned: list[slices.Slice], *, step: int, rank: int, world_size: int) -> bytes:

@@ -119,6 +119,7 @@ class Uploader:
         flight = _Flight(self._number, snapshot.step, facts=facts)
         flight.thread = threading.Thread(target=self._run, args=(flight, snapshot), daemon=True, name="qwenvl-commit")
         self._flight = flight
+        snapshot.written.clear()
         flight.thread.start()
 
     def poll(self) -> int | None:
@@ -162,7 +163,10 @@ class Uploader:
 
     def _run(self, flight: _Flight, snapshot: Snapshot) -> None:
         try:
-            entry = self._upload(snapshot)
+            try:
+                entry = self._upload(snapshot)
+            finally:
+                snapshot.written.set()
             self._store.set(f"{flight.number}/{self.rank}", json.dumps({"object": entry.model_dump(), "of": snapshot.num_elements}))
             if self.rank == 0:
                 self._finish(flight, snapshot)
