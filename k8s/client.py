@@ -49,9 +49,17 @@ class Kind:
 
 PODS = Kind("v1", "pods")
 CONFIG_MAPS = Kind("v1", "configmaps")
-EVENTS = Kind("v1", "events")
 PYTORCH_JOBS = Kind("kubeflow.org/v1", "pytorchjobs")
 JOBS = Kind("batch/v1", "jobs")
+
+VERBS: dict[str, tuple[str, ...]] = {
+    "kubeflow.org/pytorchjobs": ("create", "delete", "get", "list", "patch"),
+    "batch/jobs": ("create", "delete", "get", "list", "patch"),
+    "/configmaps": ("create", "get", "patch"),
+    "/pods": ("create", "list"),  # created in dry runs only
+    "/pods/log": ("get",),
+}
+"""All that the launcher ever asks of a namespace; the chart's Role grants exactly this."""
 
 
 def kind_of(manifest: Mapping[str, Any]) -> Kind:

