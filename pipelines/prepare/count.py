@@ -22,8 +22,7 @@ import pyarrow as pa
 
 from pipelines.prepare.engine import Engine, blocks
 from trainer import storage
-from trainer.data.counts import varies
-from trainer.data.layout import REASONS, Drop, Fit, Layout, Rules, fit_sample, layout, stage_rules
+from trainer.data.layout import REASONS, Drop, Fit, Layout, Rules, fit_sample, layout, stage_rules, varies
 from trainer.data.mixture import SourceCounts
 from trainer.data.order import id_hash
 from trainer.data.sample import Sample, from_json

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import random
 
-from pipelines.prepare.corpus.draw import COLOURS, article, crop_photo, jpeg, one_icon, paste, several_icons
+from pipelines.prepare.corpus.draw import COLOURS, article, crop_photo, jpeg, moving_icon, one_icon, paste, several_icons
 from pipelines.prepare.corpus.folder import Folder, Ingredients
 from pipelines.prepare.corpus.sources import Split
 
@@ -73,15 +73,18 @@ def write_grounding(folder: Folder, split: Split, found: Ingredients) -> None:
 
 
 def write_instructions(folder: Folder, split: Split, found: Ingredients) -> None:
-    """Questions with a known answer: colour, count, name choice, yes or no, box, point."""
+    """Questions with a known answer: colour, count, name choice, yes or no, box, point, time in a clip."""
     rng = folder.rng("instructions", split)
     tasks = (_colour, _colour, _count, _colour, _yes_no, _colour, _choice, _count, _colour, _place)
     rows = []
     for number in range(folder.count(1600 if split == "train" else 160, 24)):
-        task = tasks[number % len(tasks)]
-        picture, question, answer, key, _ = task(rng, found)
-        name = folder.media(f"instructions/{split}-{number:05d}.jpg", jpeg(picture))
-        content = [{"type": "image_url", "image_url": {"url": name}}, {"type": "text", "text": question}]
+        if number % 16 == 15:
+            data, question, answer, key = _video(rng, found)
+            name, medium = folder.media(f"instructions/{split}-{number:05d}.mp4", data), "video_url"
+        else:
+            picture, question, answer, key, _ = tasks[number % len(tasks)](rng, found)
+            name, medium = folder.media(f"instructions/{split}-{number:05d}.jpg", jpeg(picture)), "image_url"
+        content = [{"type": medium, medium: {"url": name}}, {"type": "text", "text": question}]
         rows.append(
             {
                 "id": f"{key['task']}-{split}-{number:05d}",
@@ -162,6 +165,17 @@ def _point(rng: random.Random, found: Ingredients):
     point = [round((box[0] + box[2]) / 2, 1), round((box[1] + box[3]) / 2, 1)]
     answer = f'[{{"point_2d": {point}, "label": "{placed}"}}]'
     return picture, f"Point at the {placed}.", answer, {"task": "point", "value": point}, ""
+
+
+def _video(rng: random.Random, found: Ingredients):
+    """A clip, question, answer and key."""
+    data, placed, _, (start, end) = moving_icon(
+        rng, found.photos, found.icons, side=84, fps=8, num_frames=rng.choice((16, 24))
+    )
+    if rng.random() < 0.5:
+        return data, "What colour is the moving icon?", placed.colour, {"task": "colour", "value": placed.colour}
+    answer = f"from {start:.1f} to {end:.1f} seconds"
+    return data, f"When does the {placed.label} move?", answer, {"task": "time", "value": [start, end]}
 
 
 def _for_place(rng: random.Random, found: Ingredients):
