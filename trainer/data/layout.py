@@ -125,9 +125,7 @@ class Rules:
 def rules_of(stage: Stage, rendering: Rendering, family: Family, tokenizer: Tokenizer) -> Rules:
     """The rules of one source in one stage."""
     packing = stage.packing
-    return Rules(
-        family, tokenizer, rendering, stage.pixels, packing.length, packing.patch_budget, packing.over_long
-    )
+    return Rules(family, tokenizer, rendering, stage.pixels, packing.length, packing.patch_budget, packing.over_long)
 
 
 def stage_rules(recipe: Recipe, stage: Stage, family: Family, tokenizer: Tokenizer) -> dict[str, Rules]:
@@ -139,6 +137,11 @@ def stage_rules(recipe: Recipe, stage: Stage, family: Family, tokenizer: Tokeniz
 def variant_of(seed: int, epoch: int, source: str, sample_id: str, num_variants: int) -> int:
     """Which rendering a sample gets in an epoch; planning may add to it for repeats within the epoch."""
     return int(mix(seed, epoch, id_hash(source, sample_id)) % num_variants)
+
+
+def varies(sample: Sample) -> bool:
+    """Whether variants can differ: in the frames of a video, or in how objects are written."""
+    return any(part.part in ("video", "objects") for part in parts_of(sample))
 
 
 # ---------------------------------------------------------------- layout
@@ -239,9 +242,7 @@ def _spans(pieces: Sequence[Piece], segment: int, rules: Rules, seen: _Seen) -> 
             grid, frames = seen[piece.media]
             count = rules.family.visual_tokens(grid)
             numbers, seconds = (frames.numbers, frames.seconds_per_grid) if frames else ((), 0.0)
-            spans.append(
-                Span(piece.kind, segment, count, (), False, piece.media, grid, numbers, seconds)
-            )
+            spans.append(Span(piece.kind, segment, count, (), False, piece.media, grid, numbers, seconds))
     flush()
     return spans
 

@@ -8,8 +8,8 @@
 Threads read, verify, decode and pack ahead of the training loop: PIL, PyAV, hashing and tokenizers release the
 interpreter lock, and starting worker processes would cost more than a small run takes. Order does not depend on them.
 
-A MediaError or ShardError carries the sample in `error.sample_id` ("source/id"). A sample is skipped only when its id is
-in `skips`: whoever decides that commits it to storage first and then makes a new loader. A skipped sample keeps its
+A MediaError or ShardError carries the sample in `error.sample_id` ("source/id"). A sample is skipped only when its id
+is in `skips`: whoever decides that commits it to storage first and then makes a new loader. A skipped sample keeps its
 place in the pack as tokens without target.
 """
 

@@ -34,6 +34,8 @@ class ImageHeader:
 
 
 SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif", "MPO": "jpg"}
+READ = [name for name in SUFFIXES if name != "MPO"]
+"""MPO (phones' pairs of JPEGs) is opened by the JPEG reader, which gives its first picture."""
 
 
 def digest_of(data: bytes) -> str:
@@ -80,7 +82,7 @@ def resize(image: Image.Image, width: int, height: int) -> Image.Image:
 
 def _open(data: bytes, where: object) -> Image.Image:
     try:
-        image = Image.open(io.BytesIO(data), formats=[*SUFFIXES])
+        image = Image.open(io.BytesIO(data), formats=READ)
     except Image.DecompressionBombError as error:
         raise _too_large(where, str(error)) from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from trainer.data.order import mix, unit
-from trainer.data.packing import pack_windows
+from trainer.data.packing import lower_bound, pack_windows
 
 MAX_EPOCHS = 100_000
 
@@ -99,6 +99,8 @@ PLACE_TYPES = {
     "patches": np.int32,
     "targets": np.int32,
 }
+
+
 def drops_of(source: SourceCounts) -> dict[str, int]:
     """Samples by the reason for which they are dropped; counted once, by the first variant that is dropped."""
     found: dict[str, int] = {}
@@ -236,3 +238,61 @@ class Growing:
 
     def __getitem__(self, index: Any) -> Any:
         return self.values[: self.size][index]
+
+
+def source_table(pool: Pool, packs: list[list[int]]) -> list[dict[str, Any]]:
+    """What the packs use of each source, and what was dropped of it: rows of plan.json."""
+    used = np.array([entry for pack in packs for entry in pack], np.int64)
+    owner = pool.columns["source"][used]
+    table = []
+    for number, source in enumerate(pool.sources):
+        mine = used[owner == number]
+        shards = pool.columns["shard"][mine].astype(np.int64)
+        rows = np.unique(shards * (int(source.row.max(initial=0)) + 1) + pool.columns["row"][mine])
+        fitted = pool.columns["fit"][mine] != pool.fits.index([0, 0, 0])
+        table.append(
+            {
+                "name": source.name,
+                "split": source.split,
+                "kind": source.kind,
+                "uri": source.uri,
+                "digest": source.digest,
+                "rules_digest": source.rules_digest,
+                "weight": source.weight,
+                "num_samples": len(source.row),
+                "num_dropped": int((source.drop >= 0).any(axis=1).sum()),
+                "drops": drops_of(source),
+                "uses": len(mine),
+                "distinct": len(rows),
+                "fitted": int(fitted.sum()),
+                "tokens": int(pool.tokens[mine].sum(dtype=np.int64)),
+                "patches": int(pool.patches[mine].sum(dtype=np.int64)),
+                "targets": int(pool.columns["targets"][mine].sum(dtype=np.int64)),
+            }
+        )
+    return table
+
+
+def statistics(pool: Pool, packs: list[list[int]], order: Order) -> dict[str, Any]:
+    """Fill and totals of the packs that steps use."""
+    used = np.array([entry for pack in packs for entry in pack], np.int64)
+    tokens = int(pool.tokens[used].sum(dtype=np.int64))
+    patches = int(pool.patches[used].sum(dtype=np.int64))
+    room = max(len(packs), 1) * order.length
+    bound = lower_bound(pool.tokens[used], order.length)
+    preference = np.array([source.kind == "preference" for source in pool.sources])
+    window_bytes = sum(sum(source.shard_bytes) for source in pool.sources) // pool.windows_per_epoch
+    return {
+        "fill": tokens / room,
+        "patch_fill": patches / (max(len(packs), 1) * order.patch_budget),
+        "tokens": tokens,
+        "padding_tokens": len(packs) * order.length - tokens,
+        "patches": patches,
+        "targets": int(pool.columns["targets"][used].sum(dtype=np.int64)),
+        "pairs": int(preference[pool.columns["source"][used]].sum()),
+        "samples": len(used),
+        "epochs": pool.epochs,
+        "packs_over_lower_bound": len(packs) / max(bound, 1),
+        "node_cache_bytes": window_bytes,
+        "dropped_uses": sum(pool.dropped),
+    }

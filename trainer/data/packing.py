@@ -139,7 +139,7 @@ def lower_bound(tokens: np.ndarray, length: int) -> int:
     sizes = np.sort(np.asarray(tokens, np.int64))
     total = np.concatenate([[0], np.cumsum(sizes)])
     best = -(-int(total[-1]) // length)
-    for k in np.unique(sizes[sizes <= length // 2]).tolist() + [0]:
+    for k in [0, *np.unique(sizes[sizes <= length // 2]).tolist()]:
         above = int(np.searchsorted(sizes, length - k, side="right"))  # > length - k: alone
         half = int(np.searchsorted(sizes, length // 2, side="right"))  # > length / 2
         low = int(np.searchsorted(sizes, k, side="left"))

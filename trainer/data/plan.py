@@ -17,15 +17,16 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from trainer import resolve, storage
-from trainer.data.mixture import PLACE_TYPES, Order, Place, Pool, SourceCounts, drops_of
+from trainer.data.mixture import PLACE_TYPES, Order, Place, Pool, SourceCounts, drops_of, source_table, statistics
 from trainer.data.order import mix
-from trainer.data.packing import lower_bound, pack_windows
+from trainer.data.packing import pack_windows
 from trainer.errors import PlanError
 
 __all__ = ["Order", "Pack", "Place", "Plan", "SourceCounts", "assign", "drops_of", "make_plan", "step_packs"]
@@ -246,7 +247,7 @@ def assign(plan: Plan, step: int, num_groups: int) -> list[list[int]]:
         )
     lanes = step_packs(plan, step)
     cuts = [group * plan.lanes // num_groups for group in range(num_groups + 1)]
-    groups = [[pack for lane in lanes[a:b] for pack in lane] for a, b in zip(cuts, cuts[1:], strict=False)]
+    groups = [[pack for lane in lanes[a:b] for pack in lane] for a, b in pairwise(cuts)]
     most = max(map(len, groups))
     return [packs + [EMPTY] * (most - len(packs)) for packs in groups]
 
@@ -367,10 +368,8 @@ def _early(pool: Pool, packs: list[list[int]], steps: list[list[int]], order: Or
 
     if any(len(kinds(step)) == 2 for step in steps[:first]):
         return steps
-    text = next(
-        ((s, p) for s, step in enumerate(steps) for p, index in enumerate(step) if index != EMPTY and not patches(index)),
-        None,
-    )
+    everywhere = ((s, p, index) for s, step in enumerate(steps) for p, index in enumerate(step) if index != EMPTY)
+    text = next(((s, p) for s, p, index in everywhere if not patches(index)), None)
     host = next((s for s in range(1, first) if all(index != EMPTY and patches(index) for index in steps[s])), None)
     if text is not None and host is not None:
         s, p = text
@@ -430,16 +429,14 @@ def _plan(pool: Pool, packs: list[list[int]], steps: list[list[int]], order: Ord
         "predecessor": None,
         "fits": pool.fits,
         "segments": segments,
-        "sources": _source_table(pool, [packs[index] for index in used]),
-        "statistics": _statistics(pool, [packs[index] for index in used], order),
+        "sources": source_table(pool, [packs[index] for index in used]),
+        "statistics": statistics(pool, [packs[index] for index in used], order),
     }
     header["digest"] = _digest(header)
     return Plan(header, tables)
 
 
-def _segment_table(
-    pool: Pool, packs: list[list[int]], places: list[list[int]], number: dict[int, int]
-) -> pa.Table:
+def _segment_table(pool: Pool, packs: list[list[int]], places: list[list[int]], number: dict[int, int]) -> pa.Table:
     members = np.array([entry for pack in packs for entry in pack], np.int64)
     sizes = np.array([len(pack) for pack in packs], np.int64)
     offsets = np.concatenate([[0], np.cumsum(sizes)])
@@ -452,56 +449,3 @@ def _segment_table(
     columns["pack_offsets"] = offsets
     columns["step_packs"] = np.array([number.get(index, EMPTY) for step in places for index in step], np.int64)
     return _table(columns)
-
-
-def _source_table(pool: Pool, packs: list[list[int]]) -> list[dict[str, Any]]:
-    used = np.array([entry for pack in packs for entry in pack], np.int64)
-    owner = pool.columns["source"][used]
-    table = []
-    for number, source in enumerate(pool.sources):
-        mine = used[owner == number]
-        shards = pool.columns["shard"][mine].astype(np.int64)
-        rows = np.unique(shards * (int(source.row.max(initial=0)) + 1) + pool.columns["row"][mine])
-        fitted = pool.columns["fit"][mine] != pool.fits.index([0, 0, 0])
-        table.append(
-            {
-                "name": source.name,
-                "split": source.split,
-                "kind": source.kind,
-                "uri": source.uri,
-                "digest": source.digest,
-                "rules_digest": source.rules_digest,
-                "weight": source.weight,
-                "num_samples": len(source.row),
-                "num_dropped": int((source.drop >= 0).any(axis=1).sum()),
-                "drops": drops_of(source),
-                "uses": len(mine),
-                "distinct": len(rows),
-                "fitted": int(fitted.sum()),
-                **{name: int(pool.columns[name][mine].sum(dtype=np.int64)) for name in ("tokens", "patches", "targets")},
-            }
-        )
-    return table
-
-
-def _statistics(pool: Pool, packs: list[list[int]], order: Order) -> dict[str, Any]:
-    used = np.array([entry for pack in packs for entry in pack], np.int64)
-    tokens = int(pool.tokens[used].sum(dtype=np.int64))
-    patches = int(pool.patches[used].sum(dtype=np.int64))
-    room = max(len(packs), 1) * order.length
-    bound = lower_bound(pool.tokens[used], order.length)
-    window_bytes = sum(sum(source.shard_bytes) for source in pool.sources) // pool.windows_per_epoch
-    return {
-        "fill": tokens / room,
-        "patch_fill": patches / (max(len(packs), 1) * order.patch_budget),
-        "tokens": tokens,
-        "padding_tokens": len(packs) * order.length - tokens,
-        "patches": patches,
-        "targets": int(pool.columns["targets"][used].sum(dtype=np.int64)),
-        "pairs": sum(source.kind == "preference" for n in pool.columns["source"][used] for source in [pool.sources[n]]),
-        "samples": len(used),
-        "epochs": pool.epochs,
-        "packs_over_lower_bound": len(packs) / max(bound, 1),
-        "node_cache_bytes": window_bytes,
-        "dropped_uses": sum(pool.dropped),
-    }

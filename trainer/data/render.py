@@ -234,12 +234,10 @@ TOOLS_TEXT = (
     'XML tags:\n<tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>'
 )
 """The words of the released chat template for tools."""
+_MOUSE = ["mouse_move", "left_click", "left_click_drag", "right_click", "middle_click", "double_click", "triple_click"]
 ACTIONS = {
-    "computer_use": (
-        "key type mouse_move left_click left_click_drag right_click middle_click double_click triple_click scroll "
-        "hscroll wait terminate answer"
-    ).split(),
-    "mobile_use": "key click long_press swipe type system_button open wait terminate".split(),
+    "computer_use": ["key", "type", *_MOUSE, "scroll", "hscroll", "wait", "terminate", "answer"],
+    "mobile_use": ["key", "click", "long_press", "swipe", "type", "system_button", "open", "wait", "terminate"],
 }
 
 

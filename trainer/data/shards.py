@@ -84,16 +84,11 @@ class ShardWriter:
         """Raises ShardError when the files are not the sample's media."""
         self._check(sample, media_bytes)
         text = to_json(sample)
-        key = f"{len(self.shards):05d}{len(self._rows['id']):07d}"
-        parts = [_member(f"{key}.json", text.encode())]
-        parts += [
-            _member(f"{key}.{number}.{media.suffix}", data)
-            for number, (media, data) in enumerate(zip(sample.media, media_bytes, strict=True))
-        ]
-        row = b"".join(parts)
+        files = [(media.suffix, data) for media, data in zip(sample.media, media_bytes, strict=True)]
+        row = self._row(text, files)
         if self._rows["id"] and self._size + len(row) > self.shard_bytes:
             self._flush()
-            return self.add(sample, media_bytes)  # the key names the shard
+            row = self._row(text, files)  # the key names the shard
         values = {
             "offset": self._size,
             "size": len(row),
@@ -112,6 +107,12 @@ class ShardWriter:
             self._rows[name].append(value)
         self._write(row)
         self.num_samples += 1
+
+    def _row(self, text: str, files: Sequence[tuple[str, bytes]]) -> bytes:
+        key = f"{len(self.shards):05d}{len(self._rows['id']):07d}"
+        members = [_member(f"{key}.json", text.encode())]
+        members += [_member(f"{key}.{number}.{suffix}", data) for number, (suffix, data) in enumerate(files)]
+        return b"".join(members)
 
     def _check(self, sample: Sample, media_bytes: Sequence[bytes]) -> None:
         if len(media_bytes) != len(sample.media):
@@ -182,7 +183,7 @@ def _member(name: str, data: bytes) -> bytes:
 
 
 def _parquet(table: pa.Table, metadata: dict[str, str]) -> bytes:
-    table = table.replace_schema_metadata({key: value for key, value in sorted(metadata.items())})
+    table = table.replace_schema_metadata(dict(sorted(metadata.items())))
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     return sink.getvalue()
@@ -298,9 +299,7 @@ class ShardReader:
     """Media of a source's samples. A shard in a local folder is read in place; one elsewhere is fetched whole, once,
     into `cache_dir` (bounded, least recently used; a temporary folder by default). Threads may share a reader."""
 
-    def __init__(
-        self, source: Source | str, *, cache_dir: str | None = None, cache_bytes: int = DEFAULT_CACHE_BYTES
-    ):
+    def __init__(self, source: Source | str, *, cache_dir: str | None = None, cache_bytes: int = DEFAULT_CACHE_BYTES):
         self.source = Source.open(source) if isinstance(source, str) else source
         self.cache_bytes = cache_bytes
         self._local = storage.local_path(self.source.uri) is not None

@@ -62,7 +62,7 @@ def select_frames(
 
 
 def video_header(data: bytes, *, where: object = None) -> VideoHeader:
-    """Raises MediaError. Frames are counted by demuxing (no decoding): containers often state none or a wrong number."""
+    """Raises MediaError. Frames are counted by demuxing, without decoding: containers often state none or too many."""
     try:
         with av.open(io.BytesIO(data)) as container:
             stream = _stream(container, where)
@@ -108,7 +108,8 @@ def decode_video(
                 if frame.pts is None or frame.time is None:
                     continue
                 start = frame.time if start is None else start
-                while len(pictures) < len(moments) and shown is not None and frame.time - start > moments[len(pictures)]:
+                now = frame.time - start
+                while shown is not None and len(pictures) < len(moments) and now > moments[len(pictures)]:
                     pictures.append(_picture(shown, width, height))
                 shown = frame
                 if len(pictures) == len(moments):

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from trainer.data.coordinates import Convention
-from trainer.errors import ModelError
+from trainer.errors import ModelError, RecipeError
 from trainer.models.family import Grid, Group, Markers, Placed
 from trainer.recipe import Pixels
 
@@ -78,7 +78,11 @@ class Qwen25VL:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], *, tokens_per_second: float | None = None) -> Qwen25VL:
-        """Raises ModelError for the config of another model."""
+        """Raises ModelError for the config of another model, RecipeError for a rate that cannot be exported."""
+        if tokens_per_second is not None and tokens_per_second != int(tokens_per_second):
+            raise RecipeError(
+                [("model.tokens_per_second", f"{tokens_per_second} is not whole, which transformers' config demands")]
+            )
         found = config.get("model_type")
         if found != cls.name:
             raise ModelError("the config is of another model", where="config.json", expected=cls.name, got=found)
@@ -204,9 +208,7 @@ class Qwen25VL:
     def export_config(self) -> dict[str, Any]:
         """config.json for export: as read, with the tokens_per_second that was trained with."""
         config = copy.deepcopy(self.config)
-        rate = self.tokens_per_second
-        # The config class of transformers takes whole numbers only; a fraction is written as it is and told by it.
-        config["vision_config"]["tokens_per_second"] = int(rate) if rate == int(rate) else rate
+        config["vision_config"]["tokens_per_second"] = int(self.tokens_per_second)
         return config
 
     def processor_files(self, pixels: Pixels) -> dict[str, str]:
