@@ -198,7 +198,8 @@ class Mirror:
         self.client, self.spec = client, spec
         self.run_id = self._own_run()
         run = client.get_run(self.run_id)
-        self.sent_to = int(run.data.metrics.get(STEP, -1))
+        self.sent_to = self.had = int(run.data.metrics.get(STEP, -1))
+        self.known = set(run.data.metrics)
         self._say(spec.params, known=run.data.params)
         client.update_run(self.run_id, status="RUNNING")
 
@@ -248,27 +249,26 @@ class Mirror:
         self.client.log_batch(self.run_id, tags=tags)
 
     def send(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Rows above what MLflow has. `sent_to` grows only with what was accepted."""
+        """What lies above the step that MLflow had at the start, and names that it had not seen at all."""
         from mlflow.entities import Metric
 
         waiting: list[Any] = []
-        last = self.sent_to
-        for row in sorted((row for row in rows if row["step"] > self.sent_to), key=lambda row: row["step"]):
+        for row in sorted(rows, key=lambda row: row["step"]):
+            new = {key: value for key, value in row["values"].items() if row["step"] > self.had or key not in self.known}
             stamp = int(row["time"] * 1000)
-            waiting += [Metric(key, value, stamp, row["step"]) for key, value in row["values"].items() if value is not None]
-            last = row["step"]
+            waiting += [Metric(key, value, stamp, row["step"]) for key, value in new.items() if value is not None]
             if len(waiting) >= BATCH:
-                waiting, last = self._flush(waiting, last, stamp), last
+                waiting = self._flush(waiting)
         if waiting:
-            self._flush(waiting, last, int(time.time() * 1000))
+            self._flush(waiting)
 
-    def _flush(self, waiting: list[Any], last: int, stamp: int) -> list[Any]:
+    def _flush(self, waiting: list[Any]) -> list[Any]:
         from mlflow.entities import Metric
 
         for at in range(0, len(waiting), 900):
             self.client.log_batch(self.run_id, metrics=waiting[at : at + 900])
-        self.client.log_batch(self.run_id, metrics=[Metric(STEP, last, stamp, last)])
-        self.sent_to = last
+        self.sent_to = max(self.sent_to, waiting[-1].step)
+        self.client.log_batch(self.run_id, metrics=[Metric(STEP, self.sent_to, waiting[-1].timestamp, self.sent_to)])
         return []
 
     def close(self, final: Mapping[str, Any]) -> None:
