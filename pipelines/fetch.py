@@ -126,7 +126,7 @@ def describe(name: str, revision: str, kind: Kind, *, endpoint: str | None = Non
     from huggingface_hub import HfApi
 
     with _hub_errors(f"{name}@{revision}"):
-        info = HfApi(endpoint=endpoint).repo_info(name, revision=revision, repo_type=kind, files_metadata=True)
+        info: Any = HfApi(endpoint=endpoint).repo_info(name, revision=revision, repo_type=kind, files_metadata=True)
     files = []
     for entry in info.siblings or []:
         digest = entry.lfs.sha256 if entry.lfs else entry.blob_id

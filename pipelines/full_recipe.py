@@ -19,6 +19,7 @@ here: kfp reads the annotations as types.
 """
 
 from pathlib import Path
+from typing import Any
 
 from kfp import compiler, dsl
 
@@ -28,20 +29,21 @@ from trainer.recipe import STAGES
 NAME = "qwenvl-full-recipe"
 COMPILED = Path(__file__).with_suffix(".yaml")
 SAMPLED_STAGES = ("sft", "dpo")
-WAITS = {"num_retries": 2, "backoff_duration": "60s", "backoff_factor": 2.0}
+WAITS: dict[str, Any] = {"num_retries": 2, "backoff_duration": "60s", "backoff_factor": 2.0}
 """On a cluster a step waits for a job and may be evicted meanwhile; started again, it finds the job and waits on."""
 
 
-def named(name: str, task: dsl.PipelineTask) -> dsl.PipelineTask:
-    """Name a task in the UI, turn kfp's cache off (OUT says what is finished), and try it again if its pod is lost."""
-    return task.set_display_name(name).set_caching_options(False).set_retry(**WAITS)
+def task(name: str, component: Any, *after: dsl.PipelineTask, **arguments: Any) -> dsl.PipelineTask:
+    """One task, named in the UI; kfp's cache is off (OUT says what is finished); tried again if its pod is lost."""
+    made = component(**arguments).set_display_name(name).set_caching_options(False).set_retry(**WAITS)
+    return made.after(*after)
 
 
 def sampled(stage: str, data: dsl.PipelineTask, newest: dsl.PipelineTask, where: dict) -> dsl.PipelineTask:
     """Answers of the newest model, chosen by their correctness: three steps, because only the second needs a GPU."""
-    requests = named(f"prepare-{stage}-requests", steps.make_requests(stage=stage, **where).after(data))
-    answers = named(f"prepare-{stage}-answers", steps.answer(stage=stage, **where).after(requests, newest))
-    return named(f"prepare-{stage}-select", steps.select(stage=stage, **where).after(answers))
+    requests = task(f"prepare-{stage}-requests", steps.make_requests, data, stage=stage, **where)
+    answers = task(f"prepare-{stage}-answers", steps.answer, requests, newest, stage=stage, **where)
+    return task(f"prepare-{stage}-select", steps.select, answers, stage=stage, **where)
 
 
 @dsl.pipeline(name=NAME, description="Data preparation, three pretraining stages, SFT, DPO, export, evaluation, report")
@@ -64,30 +66,25 @@ def full_recipe(
         accept_changes: Result fields whose change a begun stage accepts.
     """
     where = {"cluster": cluster, "out": out}
-    cleaning = steps.clean_up(run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER, **where).set_caching_options(False)
+    clean_up: Any = steps.clean_up
+    cleaning = clean_up(run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER, **where).set_caching_options(False)
     with dsl.ExitHandler(cleaning, name="whole-run"):
-        data = named(
-            "prepare-data",
-            steps.prepare_data(
-                recipe=recipe, overrides=overrides, base_model=base_model, accept_changes=accept_changes, **where
-            ),
-        )
-        newest = named("init", steps.init(**where).after(data))
+        asked = {"recipe": recipe, "overrides": overrides, "base_model": base_model}
+        data = task("prepare-data", steps.prepare_data, accept_changes=accept_changes, **asked, **where)
+        newest = task("init", steps.init, data, **where)
         prepared = data
         for stage in STAGES:
-            ready = [prepared]
-            if stage in SAMPLED_STAGES:
-                ready += [sampled(stage, data, newest, where)]
-            prepared = named(f"prepare-{stage}", steps.prepare_stage(stage=stage, **where).after(*ready))
-            trained = steps.train(stage=stage, accept_changes=accept_changes, **where).after(prepared, newest)
-            newest = named(stage, trained)
-        exported = named("export", steps.export(**where).after(newest))
-        evaluated = named("evaluate", steps.evaluate(**where).after(exported))
-        named("report", steps.report(out=out).after(evaluated))
+            ready = [prepared, sampled(stage, data, newest, where)] if stage in SAMPLED_STAGES else [prepared]
+            prepared = task(f"prepare-{stage}", steps.prepare_stage, *ready, stage=stage, **where)
+            newest = task(stage, steps.train, prepared, newest, stage=stage, accept_changes=accept_changes, **where)
+        exported = task("export", steps.export, newest, **where)
+        evaluated = task("evaluate", steps.evaluate, exported, **where)
+        task("report", steps.report, evaluated, out=out)
 
 
 def compile_to(path: Path = COMPILED) -> None:
-    compiler.Compiler().compile(full_recipe, str(path))
+    definition: Any = full_recipe
+    compiler.Compiler().compile(definition, str(path))
 
 
 if __name__ == "__main__":

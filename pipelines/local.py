@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import sys
+import signal
+import subprocess
 import tempfile
 import threading
 from typing import Any
@@ -21,6 +22,36 @@ from trainer.command import ProgramCall, StageCall, merged, program_command, sta
 from trainer.errors import QwenVLError
 
 POLL_S = 0.1
+
+
+class Lines:
+    """A program's lines on their way out. From its first line `error: ...` on they are kept back: the error is raised
+    from its record and told once, by the top; the lines are shown only if there is no record."""
+
+    def __init__(self) -> None:
+        self.kept: list[str] = []
+        self._partial = ""
+
+    def write(self, text: str) -> None:
+        *whole, self._partial = (self._partial + text).split("\n")
+        for line in whole:
+            if self.kept or line.startswith("error: "):
+                self.kept = [*self.kept[-60:], line]
+            else:
+                print(line, flush=True)
+
+    def close(self) -> None:
+        if self._partial:
+            self.write("\n")
+
+    def show(self) -> None:
+        for line in self.kept:
+            print(line, flush=True)
+
+    def message(self) -> str:
+        """The last error in the lines that were kept back."""
+        starts = [at for at, line in enumerate(self.kept) if line.startswith("error: ")]
+        return "\n".join(self.kept[starts[-1] :]).removeprefix("error: ").strip() if starts else ""
 
 
 def run_stage(call: StageCall) -> None:
@@ -35,13 +66,13 @@ def run_stage(call: StageCall) -> None:
     from trainer.component import app_of
 
     logging.getLogger("torchx").setLevel(logging.ERROR)
-    seen = set(_endings(call.out, call.stage))
+    seen, lines = set(_endings(call.out, call.stage)), Lines()
     with tempfile.TemporaryDirectory(prefix="qwenvl-torchx-") as logs, get_runner() as runner:
         try:
             app = app_of(call.stage, stage_command(call))
             handle = runner.run(app, scheduler="local_cwd", cfg={"log_dir": logs})
             session.take_signals()  # torchx has set its own
-            relay = threading.Thread(target=_relay, args=(runner, handle, call.stage), daemon=True)
+            relay = threading.Thread(target=_relay, args=(runner, handle, call.stage, lines), daemon=True)
             relay.start()
             status = runner.wait(handle, wait_interval=POLL_S)
             relay.join(timeout=5)
@@ -49,14 +80,14 @@ def run_stage(call: StageCall) -> None:
             processes.end_descendants(grace_s=session.STOP_GRACE_S)
             raise
     if status is None or status.state != AppState.SUCCEEDED:
-        raise _ended(call, seen)
+        raise _ended(call, seen, lines)
 
 
-def _relay(runner: Any, handle: str, role: str) -> None:
+def _relay(runner: Any, handle: str, role: str, lines: Lines) -> None:
     with contextlib.suppress(RuntimeError, ValueError):  # ended without a word
         for chunk in runner.log_lines(handle, role, 0, should_tail=True):
-            sys.stdout.write(chunk)
-            sys.stdout.flush()
+            lines.write(chunk)
+    lines.close()
 
 
 def _endings(out: str, stage: str) -> list[str]:
@@ -69,7 +100,7 @@ def _endings(out: str, stage: str) -> list[str]:
     return found
 
 
-def _ended(call: StageCall, seen: set[str]) -> QwenVLError:
+def _ended(call: StageCall, seen: set[str], lines: Lines) -> QwenVLError:
     """The error of the attempt that has just failed."""
     from trainer.heartbeat import Termination
 
@@ -78,9 +109,12 @@ def _ended(call: StageCall, seen: set[str]) -> QwenVLError:
             break
         end = Termination.model_validate(storage.read_json(uri))
         if end.code:
-            where = f"rank {end.rank}, {end.phase or 'start'}, step {end.step}"
-            return error_of(end.code, end.error or f"{call.stage} ended with exit code {end.code} ({where})")
-    return error_of(errors.UNKNOWN, f"{call.stage} ended without saying why; its last lines are above")
+            told = end.error or lines.message() or f"{call.stage} ended with exit code {end.code}"
+            place = f"rank {end.rank}, phase {end.phase or 'start'}, step {end.step}, exit code {end.code}"
+            logs = uri.rpartition("/")[0]
+            return error_of(end.code, f"{told}\n  attempt {end.attempt}: {place}; logs in {logs}")
+    lines.show()
+    return error_of(errors.UNKNOWN, f"{call.stage} ended without a record; its last lines are above")
 
 
 def run_program(call: ProgramCall) -> None:
@@ -96,26 +130,22 @@ def run_program(call: ProgramCall) -> None:
     read, write = os.pipe()
     program = warm.start(made.argv[2], made.argv[3:], env=env, output=write)
     os.close(write)
-    last: list[str] = []
+    lines = Lines()
     try:
-        with os.fdopen(read, errors="replace") as lines:
-            for line in lines:
-                last = [*last[-40:], line]
-                print(line, end="", flush=True)
+        with os.fdopen(read, errors="replace") as stream:
+            for line in stream:
+                lines.write(line)
+        lines.close()
         code = program.wait()
     except session.Stopped:
-        program.send_signal(15)
-        with contextlib.suppress(Exception):
+        program.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
             program.wait(timeout=session.STOP_GRACE_S)
         raise
-    if code:
-        raise error_of(code, _message(last) or f"{call.program} ended with exit code {code}; its last lines are above")
-
-
-def _message(lines: list[str]) -> str:
-    """The error that a program printed last: from its line `error: ...` on."""
-    starts = [at for at, line in enumerate(lines) if line.startswith("error: ")]
-    return "".join(lines[starts[-1] :]).removeprefix("error: ").strip() if starts else ""
+    if code == 0:
+        lines.show()  # an early `error: ` line was none
+        return
+    raise error_of(code, lines.message() or f"{call.program} ended with exit code {code}; its last lines are above")
 
 
 def error_of(code: int, message: str) -> QwenVLError:

@@ -29,7 +29,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from pipelines import lock, processes, session
+from pipelines import lock, processes, session, tracking
 from pipelines.progress import Progress, Relay
 from pipelines.session import Failure, Session
 from pipelines.settle import asked_recipe, settle
@@ -138,6 +138,7 @@ class _Top:
             where = f" in {failure.step}" if failure.step else ""
             print(f"error{where}: {failure.message}", file=sys.stderr)
             print("the same command goes on from what is finished", file=sys.stderr)
+            tracking.start(recipe, call.out, "KILLED" if self.stopped_by else "FAILED").wait(10)
             return failure.code
         print(summary(recipe, call.out, wall_s=self.progress.clock() - self.progress.began))
         return 0

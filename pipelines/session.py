@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import os
 import signal
 import sys
@@ -127,6 +128,8 @@ def step(name: str) -> Callable[[Callable[..., str | None]], Callable[..., None]
 
 
 def _run(name: str, call: Callable[[], str | None]) -> None:
+    logging.getLogger().handlers.clear()  # kfp's executor shows every library's INFO lines
+    logging.getLogger().setLevel(logging.WARNING)
     session = Session.of_environment()
     if session is not None:
         if session.failure() is not None:

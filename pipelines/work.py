@@ -165,10 +165,13 @@ def evaluate(*, cluster: str, out: str) -> str:
 
 @session.step("report")
 def report(*, out: str) -> str:
-    """report.html and run.json."""
+    """report.html and run.json; the run in MLflow is closed meanwhile."""
+    from pipelines import tracking
     from pipelines.report.build import write_report
 
+    closing = tracking.start(stored_recipe(out), out, "FINISHED")
     write_report(out)
+    closing.wait()
     return DONE
 
 

@@ -7,6 +7,7 @@ Every step leaves OUT/STEP.done, and training counts as finished when that exist
 
 import importlib.abc
 import importlib.machinery
+import importlib.util
 import os
 import sys
 import types

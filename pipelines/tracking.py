@@ -1,0 +1,61 @@
+"""Close the pipeline's own run in MLflow; the stages' runs below it are trainer/observe/tracking.py's.
+
+Importing MLflow takes seconds, so it happens in a process of its own, beside the writing of the report:
+
+    closing = start(recipe, out, "FINISHED"); ...; closing.wait()
+
+MLflow is a view: what fails here is told in one line and ends nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Literal
+
+from trainer.observe.tracking import LIMITS, run_id, tracking_uri
+from trainer.recipe import Recipe
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+LIMIT_S = 20.0
+
+
+class Closing:
+    """A process that sets a run's status, or nothing when there is no run."""
+
+    def __init__(self, process: subprocess.Popen[bytes] | None):
+        self.process = process
+
+    def wait(self, limit_s: float = LIMIT_S) -> None:
+        if self.process is None:
+            return
+        try:
+            self.process.wait(timeout=limit_s)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            print("MLflow did not answer: the pipeline's run stays as it was there", flush=True)
+
+
+def start(recipe: Recipe, out: str, status: Status) -> Closing:
+    uri, run = tracking_uri(recipe, out), run_id(out)
+    if uri is None or run is None:
+        return Closing(None)
+    env = {**os.environ, **LIMITS, "OMP_NUM_THREADS": "1"}
+    argv = [sys.executable, "-m", "pipelines.tracking", uri, run, status]
+    return Closing(subprocess.Popen(argv, env=env, stdin=subprocess.DEVNULL))
+
+
+def main(uri: str, run: str, status: str) -> int:
+    from mlflow.tracking import MlflowClient
+
+    try:
+        MlflowClient(uri).set_terminated(run, status=status)
+    except Exception as error:  # a view: whatever it is, the run itself is done
+        print(f"MLflow: the pipeline's run was not closed: {type(error).__name__}: {str(error)[:200]}", flush=True)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
