@@ -24,8 +24,7 @@ RECIPE_DIR = "/etc/qwenvl-train"
 RECIPE_FILE = f"{RECIPE_DIR}/recipe.json"
 CACHE_DIR = "/cache"
 TOKEN_DIR = "/var/run/secrets/qwenvl-train"
-SHUTDOWN_MARGIN_S = 10
-"""The trainer stops its ranks this long before the kubelet would: what is left is for the records."""
+TERMINATION_LOG = "/dev/termination-log"
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ def _container(pod: Pod) -> Json:
             "readOnlyRootFilesystem": True,
             "capabilities": capabilities,
         },
-        "terminationMessagePath": "/dev/termination-log",
+        "terminationMessagePath": TERMINATION_LOG,
         "terminationMessagePolicy": "File",
         "volumeMounts": _mounts(pod),
     }
@@ -126,17 +125,11 @@ def _environment(pod: Pod) -> list[Json]:
         "QWENVL_CACHE_DIR": CACHE_DIR,
         "QWENVL_CACHE_BYTES": str(int(quantity(storage.cache.size))),
         "QWENVL_IMAGE": pod.image,
-        "QWENVL_SHUTDOWN_TIMEOUT_S": str(pod.cluster.grace.termination_s - SHUTDOWN_MARGIN_S),
+        "QWENVL_TERMINATION_LOG": TERMINATION_LOG,
     }
     if storage.endpoint is not None:
         plain["AWS_ENDPOINT_URL"] = storage.endpoint
     entries: list[Json] = [{"name": name, "value": value} for name, value in plain.items()]
-    for name, path in (
-        ("QWENVL_NODE", "spec.nodeName"),
-        ("QWENVL_POD", "metadata.name"),
-        ("QWENVL_POD_UID", "metadata.uid"),
-    ):
-        entries.append({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}})
     match storage.credentials:
         case SecretCredentials(secret=secret, access_key=access, secret_key=key):
             for name, entry in (("AWS_ACCESS_KEY_ID", access), ("AWS_SECRET_ACCESS_KEY", key)):

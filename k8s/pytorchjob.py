@@ -30,6 +30,8 @@ Json = dict[str, Any]
 API_VERSION = "kubeflow.org/v1"
 KIND = "PyTorchJob"
 CONTAINER = "pytorch"  # the operator's webhook insists on this name
+SHUTDOWN_MARGIN_S = 10
+"""The trainer's ranks are stopped this long before the kubelet would: what is left is for the records."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ def render_stage(recipe: Recipe, stage: str, cluster: Cluster, run: Run) -> Rend
             threads=compute.threads,
             device="cuda" if gpus else "cpu",
             accept_changes=run.accept_changes,
+            shutdown_timeout_s=cluster.grace.termination_s - SHUTDOWN_MARGIN_S,
             tracking_uri=recipe.tracking.uri or cluster.mlflow_uri,
             parent_run=run.parent_run,
         )

@@ -57,6 +57,7 @@ class StageCall:
         nodes, procs_per_node: ranks are nodes x procs_per_node.
         threads: OMP threads of a rank.
         accept_changes: result fields whose change a begun stage accepts.
+        shutdown_timeout_s: from SIGTERM to the end of the ranks; default: trainer/launch.py's own.
         python: the interpreter; sys.executable on this machine, the image's `python` in a pod.
     """
 
@@ -69,6 +70,7 @@ class StageCall:
     device: Device = "cuda"
     overrides: tuple[str, ...] = ()
     accept_changes: tuple[str, ...] = ()
+    shutdown_timeout_s: int | None = None
     tracking_uri: str | None = None
     parent_run: str | None = None
     python: str = "python"
@@ -110,8 +112,9 @@ def stage_command(call: StageCall) -> Command:
     if call.stage not in STAGES:
         raise UsageError("no such stage", where=call.stage, expected=", ".join(STAGES))
     argv = [call.python, "-m", "trainer.launch"]
-    argv += ["--nnodes", str(call.nodes), "--nproc-per-node", str(call.procs_per_node), "--"]
-    argv += ["--recipe", call.recipe, "--stage", call.stage, "--out", call.out]
+    argv += ["--nnodes", str(call.nodes), "--nproc-per-node", str(call.procs_per_node)]
+    argv += ["--shutdown-timeout", str(call.shutdown_timeout_s)] if call.shutdown_timeout_s is not None else []
+    argv += ["--", "--recipe", call.recipe, "--stage", call.stage, "--out", call.out]
     argv += _repeated("--set", call.overrides) + _repeated("--accept-change", call.accept_changes)
     return Command(argv, _environment(call))
 

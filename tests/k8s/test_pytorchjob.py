@@ -155,7 +155,13 @@ def test_argv_and_environment_are_those_of_the_laptop() -> None:
     job = a_stage("sft").job
     cluster = a_cluster()
     call = StageCall(
-        "/etc/qwenvl-train/recipe.json", "sft", RUN.out, nodes=32, procs_per_node=8, tracking_uri=cluster.mlflow_uri
+        "/etc/qwenvl-train/recipe.json",
+        "sft",
+        RUN.out,
+        nodes=32,
+        procs_per_node=8,
+        shutdown_timeout_s=30,
+        tracking_uri=cluster.mlflow_uri,
     )
     want = stage_command(call)
     container = pod(job)["containers"][0]
@@ -171,7 +177,9 @@ def test_threads_come_from_the_recipe_and_are_always_stated() -> None:
 def test_the_trainer_stops_ten_seconds_before_the_kubelet_would() -> None:
     job = a_stage(cluster=a_cluster("grace.termination_s=200")).job
     assert pod(job)["terminationGracePeriodSeconds"] == 200
-    assert env(job)["QWENVL_SHUTDOWN_TIMEOUT_S"] == "190"
+    (container,) = pod(job)["containers"]
+    assert container["args"][container["args"].index("--shutdown-timeout") + 1] == "190"
+    assert env(job)["QWENVL_TERMINATION_LOG"] == container["terminationMessagePath"]
 
 
 def test_a_pod_meets_the_restricted_level_of_pod_security() -> None:
