@@ -28,7 +28,12 @@ def a_config(**text: Any) -> dict[str, Any]:
         "depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 48,
         "fullatt_block_indexes": [1],
     }  # fmt: skip
-    config |= {"image_token_id": IMAGE, "video_token_id": VIDEO, "vision_start_token_id": START, "vision_end_token_id": END}
+    config |= {
+        "image_token_id": IMAGE,
+        "video_token_id": VIDEO,
+        "vision_start_token_id": START,
+        "vision_end_token_id": END,
+    }
     config["tie_word_embeddings"] = config["text_config"]["tie_word_embeddings"]
     return config
 
@@ -51,7 +56,9 @@ class Sequence:
     name: str = ""
 
 
-def a_sequence(seed: int, *, grid: tuple[int, int, int] | None = None, text: int = 7, answers: tuple[int, ...] = ()) -> Sequence:
+def a_sequence(
+    seed: int, *, grid: tuple[int, int, int] | None = None, text: int = 7, answers: tuple[int, ...] = ()
+) -> Sequence:
     """Random tokens, optionally after an image (patches t, h, w), optionally with answers sharing the prompt."""
     rng = np.random.default_rng(seed)
     ids: list[int] = []
@@ -122,7 +129,9 @@ def a_batch(sequences: list[Sequence], *, length: int = 0, isolated: bool = True
             start += size
         at += start
     ids = np.concatenate([item.ids for item in sequences]) if sequences else np.zeros(0, np.int64)
-    positions = np.concatenate([item.positions for item in sequences], axis=1) if sequences else np.zeros((4, 0), np.int64)
+    positions = (
+        np.concatenate([item.positions for item in sequences], axis=1) if sequences else np.zeros((4, 0), np.int64)
+    )
     if at < length:
         table.append((at, length - at, -1, -1))
         ids = np.concatenate([ids, np.full(length - at, EOS)])

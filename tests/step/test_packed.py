@@ -108,7 +108,9 @@ def test_both_answers_after_a_shared_prompt_equal_two_sequences(answers: tuple[i
     pack = place(a_batch([SAMPLES[1], pair, SAMPLES[0]], length=128), model, "cpu")
     got = answer_logp(model.token_logp(pack), pack)[0]
     prompt = pair.lengths[0]
-    for which, (start, stop) in enumerate(((prompt, prompt + answers[0]), (prompt + answers[0], prompt + sum(answers)))):
+    for which, (start, stop) in enumerate(
+        ((prompt, prompt + answers[0]), (prompt + answers[0], prompt + sum(answers)))
+    ):
         keep = np.r_[0:prompt, start:stop]
         alone = a_sequence(7, grid=(1, 4, 4))
         alone.ids, alone.positions, alone.targets = pair.ids[keep], pair.positions[:, keep], pair.targets[keep]

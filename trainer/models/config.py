@@ -86,5 +86,10 @@ def _stated(recipe: Recipe) -> dict[str, Any]:
     found = config.get("model_type")
     if found != recipe.family:
         known = ", ".join(sorted(FAMILIES))
-        raise ModelError("the config is of another family", where="model_type", expected=f"{recipe.family} (known: {known})", got=found)
+        raise ModelError(
+            "the config is of another family",
+            where="model_type",
+            expected=f"{recipe.family} (known: {known})",
+            got=found,
+        )
     return config

@@ -59,7 +59,9 @@ def apply(model: nn.Module, plan: FreezePlan, family: Family) -> None:
 
 def frozen_groups(plan: FreezePlan) -> frozenset[str]:
     """Groups in which nothing is trained: their files can be copied."""
-    return frozenset(group for group in GROUPS if not any(e.group == group and e.state == "trained" for e in plan.values()))
+    return frozenset(
+        group for group in GROUPS if not any(e.group == group and e.state == "trained" for e in plan.values())
+    )
 
 
 # ---------------------------------------------------------------- digests in memory
@@ -68,8 +70,8 @@ def frozen_groups(plan: FreezePlan) -> frozenset[str]:
 def frozen_digests(model: nn.Module, plan: FreezePlan, family: Family) -> dict[str, str]:
     """sha256 of this rank's part of each frozen and constant parameter; no communication.
 
-    A parameter below ZeRO-3's persistence threshold also lies whole on every rank, and the model computes with that
-    copy: it is part of the digest.
+    Where the whole parameter lies gathered beside the parts (below ZeRO-3's persistence threshold, or still in use), the
+    model computes with that copy: its piece has to equal the part.
     """
     found = {}
     for name, parameter in model.named_parameters():
@@ -78,12 +80,22 @@ def frozen_digests(model: nn.Module, plan: FreezePlan, family: Family) -> dict[s
             continue
         digest = hashlib.sha256()
         part = getattr(parameter, "ds_tensor", None)
-        if part is not None:
-            _update(digest, part.data)
-        if parameter.numel() > 0:
-            _update(digest, parameter.data)
+        _update(digest, parameter.data if part is None else part.data)
+        if part is not None and parameter.numel() > 0 and not _same_piece(parameter):
+            digest.update(b"the gathered copy differs")
         found[hub] = digest.hexdigest()
     return found
+
+
+def _same_piece(parameter: Any) -> bool:
+    """Whether this rank's piece of a gathered parameter has the bytes of its part."""
+    import torch
+    import torch.distributed as dist
+
+    share = parameter.ds_tensor.numel()
+    start = dist.get_rank() * share
+    piece = parameter.data.view(-1)[start : start + share]
+    return torch.equal(piece, parameter.ds_tensor.data[: piece.numel()])
 
 
 def master_digests(engine: Any) -> dict[str, str]:
@@ -171,7 +183,9 @@ def _rows(
     plan: FreezePlan, group: str, sizes: Mapping[str, int], read: Mapping[str, str], handed_over: Mapping[str, str]
 ) -> list[FreezeRow]:
     rows = []
-    kinds = sorted({(e.state, e.reason) for e in plan.values() if e.group == group}, key=lambda k: (k[0] == "constant", k))
+    kinds = sorted(
+        {(e.state, e.reason) for e in plan.values() if e.group == group}, key=lambda k: (k[0] == "constant", k)
+    )
     for state, reason in kinds:
         names = sorted(n for n, e in plan.items() if (e.group, e.state, e.reason) == (group, state, reason))
         rows.append(

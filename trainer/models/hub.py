@@ -91,7 +91,9 @@ def shape_of(parameter: nn.Parameter) -> tuple[int, ...]:
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
-def check_names(found: Mapping[str, TensorInfo], wanted: Mapping[str, tuple[int, ...]], *, tied: bool, where: str) -> None:
+def check_names(
+    found: Mapping[str, TensorInfo], wanted: Mapping[str, tuple[int, ...]], *, tied: bool, where: str
+) -> None:
     """
     Raises:
         ModelError: tensors are missing, extra or of another shape; all are listed.
@@ -281,7 +283,9 @@ def save_tensors(
     shapes = {name: tuple(read().shape) for name, read in tensors.items()}
     planned = plan_files(shapes, family.group_of, NAMES[dtype], file_bytes)
     written = [
-        _write_file(storage.join(uri, info.name), info.name, {t.name: tensors[t.name]().to(dtype) for t in info.tensors})
+        _write_file(
+            storage.join(uri, info.name), info.name, {t.name: tensors[t.name]().to(dtype) for t in info.tensors}
+        )
         for info in planned
     ]
     files = {name: entry for name, entry, _ in written} | _write_small(uri, family, planned, None)

@@ -33,7 +33,9 @@ class Parts:
     """Group -> URI or random."""
 
 
-def assemble(family: Family, *, llm: str, vision: str, merger: str, seed: int, dtype: torch.dtype = torch.float32) -> Parts:
+def assemble(
+    family: Family, *, llm: str, vision: str, merger: str, seed: int, dtype: torch.dtype = torch.float32
+) -> Parts:
     """One source a group. A folder may hold more than the group that it is named for (a whole VLM): the rest is not read.
 
     Raises:
@@ -73,11 +75,15 @@ def _group_from(
     for stored in infos:
         name = _named(family, stored, wanted)
         if name is None:
-            raise ModelError("a tensor that the family does not know", where=f"{uri}: {stored}", expected=f"tensors of {group}")
+            raise ModelError(
+                "a tensor that the family does not know", where=f"{uri}: {stored}", expected=f"tensors of {group}"
+            )
         if family.group_of(name) == group:
             found[name] = stored
     tied = bool(family.config.get("tie_word_embeddings"))
-    hub.check_names({name: infos[stored] for name, stored in found.items()}, wanted, tied=tied, where=f"{uri} ({group})")
+    hub.check_names(
+        {name: infos[stored] for name, stored in found.items()}, wanted, tied=tied, where=f"{uri} ({group})"
+    )
     return {name: readers[found[name]] for name in wanted}
 
 

@@ -69,7 +69,9 @@ def segment_attention(
     if segments is None:
         raise ValueError("attention over a pack needs the segment table: call the model with segments=...")
     if query.shape[0] != 1 or attention_mask is not None:
-        raise ValueError(f"a pack is one row without a mask, got batch {query.shape[0]}, mask {attention_mask is not None}")
+        raise ValueError(
+            f"a pack is one row without a mask, got batch {query.shape[0]}, mask {attention_mask is not None}"
+        )
     if segments[-1].start + segments[-1].length != query.shape[2]:
         raise ValueError(f"the segments cover {segments[-1].start + segments[-1].length} of {query.shape[2]} tokens")
     grouped = query.shape[1] != key.shape[1]
@@ -83,8 +85,14 @@ def segment_attention(
             mask = causal_lower_right(segment.length, keys.shape[2])
         outs.append(
             scaled_dot_product_attention(
-                query[:, :, own], keys, values, attn_mask=mask, is_causal=mask is None,
-                dropout_p=dropout, scale=scaling, enable_gqa=grouped,
+                query[:, :, own],
+                keys,
+                values,
+                attn_mask=mask,
+                is_causal=mask is None,
+                dropout_p=dropout,
+                scale=scaling,
+                enable_gqa=grouped,
             )  # fmt: skip
         )
     return torch.cat(outs, dim=2).transpose(1, 2).contiguous(), None

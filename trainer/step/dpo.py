@@ -77,3 +77,10 @@ def _chosen_mean_loss(logp: Tensor, pack: Pack) -> Tensor:
     num = len(pack.segments)
     counts = segment_sums(torch.ones_like(logp), pack.label_segment, num).clamp_min(1)
     return -(segment_sums(logp, pack.label_segment, num) / counts)[pack.pairs[:, 0]].sum()
+
+
+def reference_of(logp: Tensor, pack: Pack) -> tuple[Tensor, dict[str, Tensor]]:
+    """The objective of the pass before training: each pair's log-probabilities, nothing to minimise."""
+    from trainer.step.packed import answer_logp
+
+    return logp.sum() * 0.0, {"answers": answer_logp(logp, pack).detach()}

@@ -10,7 +10,7 @@ Shapes: K figures, W ranks.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -80,12 +80,17 @@ class StepFigures:
     sums: dict[str, float]
     grad_norm: float
     """Before clipping, over all trained parameters."""
+    per_rank: dict[str, list[float]]
+    """`own` figures by rank."""
 
 
-def train_step(engine: Any, packs: Sequence[Pack], *, denominator: int, count: str, step: int) -> StepFigures:
+def train_step(
+    engine: Any, packs: Sequence[Pack], *, denominator: int, count: str, step: int, own: Mapping[str, float]
+) -> StepFigures:
     """Forward, backward, checks, optimizer step.
 
     Args:
+        own: figures of this rank (work, a wish to stop) that are summed over ranks in the same collective.
         packs: this rank's micro-batches, as many on every rank.
         denominator: global number of target tokens (`count` targets) or pairs (`count` pairs) that the plan names.
 
@@ -102,7 +107,7 @@ def train_step(engine: Any, packs: Sequence[Pack], *, denominator: int, count: s
         if number < len(packs) - 1:
             engine.step()  # counts the micro-batch; the optimizer moves in the last one
     counted = sum(len(pack.pairs) if count == "pairs" else pack.num_targets for pack in packs)
-    sums = _over_ranks(figures, counted, _gradient_square(engine))
+    sums, per_rank = _over_ranks(figures, counted, _gradient_square(engine), own)
     _check_finite(sums, packs, figures, step)
     if int(sums["counted"]) != denominator:
         raise CountMismatch(
@@ -113,7 +118,7 @@ def train_step(engine: Any, packs: Sequence[Pack], *, denominator: int, count: s
             do="the data changed after planning, or code that counts and code that encodes disagree: plan again",
         )
     engine.step()
-    return StepFigures(sums, math.sqrt(sums.pop("grad_square")))
+    return StepFigures(sums, math.sqrt(sums["grad_square"]), per_rank)
 
 
 def evaluate(engine: Any, packs: Sequence[Pack], count: str) -> dict[str, float]:
@@ -125,22 +130,28 @@ def evaluate(engine: Any, packs: Sequence[Pack], count: str) -> dict[str, float]
             figures.append(engine(pack)[1])
     engine.train()
     counted = sum(len(pack.pairs) if count == "pairs" else pack.num_targets for pack in packs)
-    return _over_ranks(figures, counted, torch.zeros(()))
+    return _over_ranks(figures, counted, torch.zeros(()), {})[0]
 
 
-def _over_ranks(figures: Sequence[dict[str, Tensor]], counted: int, grad_square: Tensor) -> dict[str, float]:
-    """One collective and one wait for the device a step; summed in fp64 in the order of ranks, so that it repeats."""
+def _over_ranks(
+    figures: Sequence[dict[str, Tensor]], counted: int, grad_square: Tensor, own: Mapping[str, float]
+) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """(sums, own figures by rank): one collective and one wait for the device a step, summed in fp64 in the order of
+    ranks, so that it repeats."""
     names = sorted(figures[0])
     device = figures[0][names[0]].device
     mine = torch.stack(
         [torch.stack([found[name].double() for found in figures]).sum() for name in names]
-        + [torch.tensor(float(counted), dtype=torch.float64, device=device), grad_square.double().to(device)]
+        + [grad_square.double().to(device)]
+        + [torch.tensor(float(value), dtype=torch.float64, device=device) for value in (counted, *own.values())]
     )  # fp64[K]
     everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
     dist.all_gather(everyone, mine)
-    rows = torch.stack(everyone).tolist()  # fp64[W, K]
-    return {name: math.fsum(row[k] for row in rows) if all(map(math.isfinite, (row[k] for row in rows))) else math.nan
-            for k, name in enumerate([*names, "counted", "grad_square"])}  # fmt: skip
+    columns = torch.stack(everyone, dim=1).tolist()  # K x W
+    keys = [*names, "grad_square", "counted", *own]
+    table = dict(zip(keys, columns, strict=True))
+    sums = {key: math.fsum(row) if all(map(math.isfinite, row)) else math.nan for key, row in table.items()}
+    return sums, {key: table[key] for key in own}
 
 
 def _gradient_square(engine: Any) -> Tensor:
@@ -151,7 +162,9 @@ def _gradient_square(engine: Any) -> Tensor:
     return torch.stack([grad.double().square().sum() for grad in parts]).sum()
 
 
-def _check_finite(sums: dict[str, float], packs: Sequence[Pack], figures: Sequence[dict[str, Tensor]], step: int) -> None:
+def _check_finite(
+    sums: dict[str, float], packs: Sequence[Pack], figures: Sequence[dict[str, Tensor]], step: int
+) -> None:
     if all(map(math.isfinite, sums.values())):
         return
     rank = dist.get_rank()

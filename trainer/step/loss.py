@@ -41,7 +41,9 @@ class _TokenLogp(torch.autograd.Function):
         for rows in range(0, len(ids), ctx.chunk):
             part = hidden[rows : rows + ctx.chunk]
             grad_logits = torch.softmax((part @ weight.t()).float(), dim=1).neg_()
-            grad_logits.scatter_add_(1, ids[rows : rows + ctx.chunk, None], torch.ones_like(part[:, :1], dtype=torch.float32))
+            grad_logits.scatter_add_(
+                1, ids[rows : rows + ctx.chunk, None], torch.ones_like(part[:, :1], dtype=torch.float32)
+            )
             grad_logits.mul_(grad[rows : rows + ctx.chunk, None])
             grad_logits = grad_logits.to(part.dtype)
             if grad_hidden is not None:

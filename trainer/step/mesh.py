@@ -40,8 +40,3 @@ def make_mesh(rank: int, world_size: int, sequence_parallel: int) -> Mesh:
             do="set compute.sequence_parallel to 1; a pack then has to fit one rank",
         )
     return Mesh(rank, world_size)
-
-
-def micro_batches(packs_per_step: int, num_groups: int) -> int:
-    """Packs that every group runs in a step; a group that is short of one runs an empty pack."""
-    return -(-packs_per_step // num_groups)

@@ -36,6 +36,7 @@ class Batch(Protocol):
     grid_thw: Any  # int64[M, 3]
     visual_index: Any  # int64[N]: rows of ids that pictures fill
     sample_ids: Sequence[str]
+    pack: int  # index in the plan
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,10 @@ class Pack:
     reference: Tensor | None
     """fp32[R, 2]: log-probabilities of both answers before training."""
     sample_ids: tuple[str, ...]
+    pair_samples: tuple[int, ...]
+    """Which sample of the pack each pair is."""
+    index: int
+    """Of the pack in the plan."""
     has_pictures: bool
 
     @property
@@ -136,11 +141,12 @@ def place(
     model: PackedModel,
     device: torch.device | str,
     *,
-    reference: Mapping[str, tuple[float, float]] | None = None,
+    reference: Mapping[tuple[int, int], tuple[float, float]] | None = None,
 ) -> Pack:
     """Put a batch on the device; packs without pictures get the dummy that keeps ranks in step.
 
-    `reference` has log-probabilities (chosen, rejected) by sample id; read for packs of pairs.
+    `reference` has log-probabilities (chosen, rejected) by (pack of the plan, sample in the pack): one sample may come
+    twice in a plan, in two renderings.
     """
     merge = model.model.model.visual.spatial_merge_size  # type: ignore[union-attr]
     table = np.asarray(batch.segments)
@@ -154,10 +160,10 @@ def place(
         # Patch arrays come in a few fixed sizes: what is beyond the grids is padding.
         patches = patches[: int(grid_thw.prod(dim=1).sum())]
     pairs, samples = pairs_of(table)
-    ids = tuple(batch.sample_ids)
     known = None
     if reference is not None:
-        known = torch.tensor([reference[ids[sample]] for sample in samples], dtype=torch.float32).reshape(-1, 2)
+        found = [reference[batch.pack, sample] for sample in samples]
+        known = torch.tensor(found, dtype=torch.float32).reshape(-1, 2)
     on = {"device": device, "non_blocking": True}
     return Pack(
         ids=_tensor(batch.ids).to(**on),
@@ -171,7 +177,9 @@ def place(
         visual_index=_tensor(batch.visual_index).long().to(**on),
         pairs=torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).to(**on),
         reference=known.to(**on) if known is not None else None,
-        sample_ids=ids,
+        sample_ids=tuple(batch.sample_ids),
+        pair_samples=tuple(samples),
+        index=batch.pack,
         has_pictures=has_pictures,
     )
 

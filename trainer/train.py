@@ -1,0 +1,158 @@
+"""Trains one stage: `python -m trainer.train --recipe R --stage sft --out OUT`, one process a rank (trainer/launch.py).
+
+Read it top to bottom: what is asked for -> finished already? -> process group -> plan and parent -> model -> engine ->
+reference (dpo) -> resume -> held-out loss -> steps: log, commit, stop -> held-out loss -> freeze proof -> hand-over.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from trainer import handover
+from trainer.errors import Preempted
+from trainer.heartbeat import pulse
+from trainer.step.asked import Job, parse
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    job = parse(argv, __doc__)
+    if handover.finished(job.recipe, job.name, job.out, accept=job.accept) is not None:
+        print(f"{job.name}: finished already, {handover.result_uri(job.out, job.name)}")
+        return
+    import_large()  # seconds that a finished stage does not wait for
+    train(job)
+
+
+def import_large() -> None:
+    """torch, DeepSpeed and the model classes. trainer/warm.py calls it once for all programs of a local run."""
+    from trainer.step.imports import lean_imports
+
+    with lean_imports():
+        import deepspeed  # noqa: F401
+        import torch  # noqa: F401
+        from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl  # noqa: F401
+
+
+def train(job: Job) -> None:
+    from trainer.models import freeze
+    from trainer.state import resume
+    from trainer.state.snapshot import Snapshots
+    from trainer.state.upload import Uploader
+    from trainer.step import ending
+    from trainer.step import inputs as start
+    from trainer.step.clock import StepClock
+    from trainer.step.engine import make_engine, train_step
+    from trainer.step.log import Log
+    from trainer.step.optim import lr_factor, set_lr
+    from trainer.step.process import StopSignal, join_group
+
+    began = time.monotonic()
+    stage = job.stage
+
+    # ---- process group, plan, parent
+    mesh, device = join_group(stage.compute, job.recipe.seed)
+    stop = StopSignal()
+    inputs = start.read_inputs(job, mesh)
+    changes = start.claim(job, inputs)
+    plan = inputs.plan
+
+    # ---- the parent's weights; what is frozen and what is trained; engine
+    pulse().beat(phase="load")
+    model, frozen_plan, read_digests = start.build_model(job, inputs, device)
+    engine = make_engine(model, stage, inputs.zero_config, inputs.group_of)
+    frozen = freeze.frozen_digests(model.model, frozen_plan, inputs.family)
+    masters = freeze.master_digests(engine)
+
+    # ---- the reference is made by these weights; then the last committed checkpoint replaces them
+    reference, held_out_reference = start.references(job, inputs, engine, device)
+    place = start.placer(model, device, known=reference)
+    place_held_out = start.placer(model, device, known=held_out_reference)
+    identity = start.identity_of(job, inputs, changes)
+    manifest = resume.newest(job.uri)
+    if manifest is not None:
+        resume.check(manifest, identity, where=job.uri)
+        resume.load(engine, job.uri, manifest)
+    done = manifest.step if manifest else 0
+    skips = manifest.skips if manifest else ()
+
+    # ---- loss on held-out data before the first step
+    pulse().beat(phase="evaluate", step=done)
+    before = manifest.extra["held_out"] if manifest else start.held_out_loss(job, inputs, engine, place_held_out)
+
+    # ---- steps
+    pulse().beat(phase="train", step=done)
+    uploader = Uploader(job.uri, identity, keep=stage.checkpoint.keep, resumed=manifest)
+    snapshots, clock, log = Snapshots(), StepClock(job, inputs, device), Log(job, inputs, done)
+    loader = inputs.loader(start_step=done, skips=skips)
+    log.begin(before)
+    for step in clock.timed(loader):
+        number = step.number + 1
+        rates = set_lr(engine, lr_factor(step.number, plan.num_steps, stage.schedule), stage.optim)
+        figures = train_step(
+            engine,
+            [place(batch) for batch in step.batches],
+            denominator=step.pairs if stage.dpo else step.target_tokens,
+            count="pairs" if stage.dpo else "target tokens",
+            step=number,
+            own=clock.own(step.batches, stop=stop.asked),
+        )
+        last, stopping = number == plan.num_steps, figures.sums["stop"] > 0
+        pulse().beat(step=number)
+        uploader.poll()
+        if number % stage.log_every_steps == 0 or last:
+            log.step(number, clock.values(figures, rates))
+        if number % stage.checkpoint.every_steps == 0 or last or stopping:
+            uploader.commit(
+                snapshots.take(engine, step=number),
+                loader=loader.state,
+                skips=skips,
+                metrics=log.metrics.drain(),
+                extra={"held_out": before},
+            )
+        if stopping and not last:
+            pulse().beat(phase="commit")
+            uploader.wait()
+            raise Preempted(
+                "stopped from outside, after a commit", where=f"{job.name}, step {number}", do="run it again"
+            )
+    pulse().beat(phase="commit")
+    uploader.wait()
+    loader.close()
+
+    # ---- loss on held-out data after the last step, freeze proof, hand-over
+    pulse().beat(phase="evaluate")
+    after = start.held_out_loss(job, inputs, engine, place_held_out)
+    pulse().beat(phase="handover")
+    saved = ending.save_model(job, inputs, model, frozen_plan)
+    table = freeze.prove(
+        frozen_plan,
+        sizes=ending.sizes_of(model, inputs),
+        read=read_digests,
+        handed_over=saved.digests,
+        changed_in_memory=ending.changed_in_memory(
+            frozen, freeze.frozen_digests(model.model, frozen_plan, inputs.family)
+        ),
+        moved_groups=freeze.moved(engine, masters, inputs.group_of),
+    )
+    result: Any = None
+    if mesh.rank == 0:
+        result = ending.result_of(
+            job,
+            inputs,
+            saved,
+            table,
+            changes,
+            held_out=(before, after),
+            resumed_from=done or None,
+            mlflow_run_id=log.run_id,
+            wall_s=time.monotonic() - began,
+        )
+        handover.write(job.out, result)
+    log.end(result)
+    ending.leave_together()
+
+
+if __name__ == "__main__":
+    main()
