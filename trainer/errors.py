@@ -40,6 +40,8 @@ class QwenVLError(Exception):
     """
 
     code = UNKNOWN
+    sample_id: str | None = None
+    """source/id of the sample that the loader was at, if it was at one."""
 
     def __init__(
         self,

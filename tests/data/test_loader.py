@@ -222,7 +222,7 @@ def test_the_state_is_small_and_says_what_comes_next(mixed):
     out, plan = mixed
     loader = Loader(plan, str(out), RULES, group=0, num_groups=1, skips=["b", "a"])
     steps = iter(loader)
-    next(steps), next(steps)
+    for _ in range(2):
+        next(steps)
     assert loader.state == {"plan_digest": plan.digest, "step": 2, "skips": ["a", "b"]}
-    steps.close()
     loader.close()

@@ -130,7 +130,7 @@ def rules_of(stage: Stage, rendering: Rendering, family: Family, tokenizer: Toke
 
 def stage_rules(recipe: Recipe, stage: Stage, family: Family, tokenizer: Tokenizer) -> dict[str, Rules]:
     """Rules per source of a stage's mixture; answers sampled by the run itself are rendered as chat."""
-    renderings = {name: source.rendering for name, source in recipe.prepare.sources.items()}
+    renderings: dict[str, Rendering] = {name: source.rendering for name, source in recipe.prepare.sources.items()}
     return {name: rules_of(stage, renderings.get(name, "chat"), family, tokenizer) for name in stage.data}
 
 

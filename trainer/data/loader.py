@@ -81,7 +81,6 @@ class Loader:
         self.patch_width = 3 * some.family.temporal_patch_size * some.family.patch_size**2
         self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
-        self._closed = False
         if not 0 <= group < num_groups:
             raise PlanError("no such group", where=plan.uri, expected=f"0 to {num_groups - 1}", got=group)
         if plan.num_steps:
@@ -94,14 +93,14 @@ class Loader:
 
     def __iter__(self) -> Iterator[Step]:
         """From `self.step` on. Raises what reading or decoding raised, at the step it belongs to."""
-        self._pool = ThreadPoolExecutor(max_workers=self.threads, thread_name_prefix="loader")
+        pool = self._pool = ThreadPoolExecutor(max_workers=self.threads, thread_name_prefix="loader")
         waiting: deque[tuple[int, list[Future[PackedBatch]]]] = deque()
         ahead = self.step
         try:
             while self.step < self.end_step:
                 while ahead < self.end_step and (not waiting or _pending(waiting) < self.prefetch_packs):
                     packs = assign(self.plan, ahead, self.num_groups)[self.group]
-                    waiting.append((ahead, [self._pool.submit(self.batch, pack) for pack in packs]))
+                    waiting.append((ahead, [pool.submit(self.batch, pack) for pack in packs]))
                     ahead += 1
                 number, futures = waiting.popleft()
                 batches = [future.result() for future in futures]
@@ -112,8 +111,7 @@ class Loader:
             for _, futures in waiting:
                 for future in futures:
                     future.cancel()
-            self._pool.shutdown(wait=True, cancel_futures=True)
-            self._pool = None
+            pool.shutdown(wait=True, cancel_futures=True)
 
     def denominators(self, step: int) -> tuple[int, int]:
         """(target tokens, preference pairs) of a step over all groups: the plan's, less what is skipped."""
@@ -160,7 +158,7 @@ class Loader:
             where = f"{name}, {self.plan.sources[place.source]['uri']} shard {place.shard} row {place.row}"
             encoded = encode(sample, found, files, rules, where=where)
         except QwenVLError as error:
-            error.sample_id = name  # type: ignore[attr-defined]
+            error.sample_id = name
             raise
         except ValueError as error:
             raise DataError("a planned sample cannot be laid out", where=name, got=str(error)) from error
@@ -168,6 +166,8 @@ class Loader:
         return encoded
 
     def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)  # before the files under its threads go away
         for reader in self.readers:
             reader.close()
 

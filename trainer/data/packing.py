@@ -20,7 +20,7 @@ MAX_AGE = 4
 class Column(Protocol):
     """A numpy array, or one that grows."""
 
-    def __getitem__(self, index: Any) -> Any: ...
+    def __getitem__(self, index: Any, /) -> Any: ...
 
 
 @dataclass

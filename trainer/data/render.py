@@ -124,7 +124,7 @@ class _Writer:
         marks = self.family.markers
         if part.part == "text":
             return [Piece("text", part.text, target)] if part.text else []
-        if part.part in ("image", "video"):
+        if part.part == "image" or part.part == "video":
             middle = Piece(part.part, media=part.media)
             return [self.special(marks.vision_start), middle, self.special(marks.vision_end)]
         if part.part == "objects":

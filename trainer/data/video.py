@@ -15,6 +15,9 @@ from fractions import Fraction
 
 import av
 import numpy as np
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.video.stream import VideoStream
 
 from trainer.data import media
 from trainer.errors import MediaError
@@ -64,14 +67,14 @@ def select_frames(
 def video_header(data: bytes, *, where: object = None) -> VideoHeader:
     """Raises MediaError. Frames are counted by demuxing, without decoding: containers often state none or too many."""
     try:
-        with av.open(io.BytesIO(data)) as container:
+        with av.open(io.BytesIO(data), "r") as container:
             stream = _stream(container, where)
             times = sorted(packet.pts for packet in container.demux(stream) if packet.pts is not None and packet.size)
             rate = stream.average_rate or stream.base_rate or Fraction(0)
             time_base = stream.time_base or Fraction(0)
-            width, height = _display_size(stream)
+            width, height = _display_size(container, stream)
             suffix = container.format.name.split(",")[0]
-    except (av.FFmpegError, ValueError, IndexError) as error:
+    except (FFmpegError, ValueError, IndexError) as error:
         raise _unreadable(where, data, error) from error
     if not times or rate <= 0:
         raise _unreadable(where, data, "no frames")
@@ -86,7 +89,7 @@ def video_header(data: bytes, *, where: object = None) -> VideoHeader:
     if len(times) > 1 and time_base:  # the container's average may be a guess; presentation times are the truth
         fps = float((len(times) - 1) / ((times[-1] - times[0]) * time_base))
     names = {"mov": "mp4", "matroska": "mkv"}
-    return VideoHeader(width, height, len(times), fps, len(times) / fps, names.get(suffix, suffix))
+    return VideoHeader(width, height, len(times), fps, len(times) / fps, names.get(suffix) or suffix)
 
 
 def decode_video(
@@ -99,7 +102,7 @@ def decode_video(
     moments = [(number + 0.5) / fps for number in numbers]
     pictures: list[np.ndarray] = []
     try:
-        with av.open(io.BytesIO(data)) as container:
+        with av.open(io.BytesIO(data), "r") as container:
             stream = _stream(container, where)
             stream.thread_type = "SLICE"  # frame threads would decode ahead of what is kept
             start = None
@@ -118,7 +121,7 @@ def decode_video(
                 end = float(shown.time or 0.0) - start + 1.5 / fps  # a last frame lasts one frame
                 while len(pictures) < len(moments) and moments[len(pictures)] < end:
                     pictures.append(_picture(shown, width, height))
-    except (av.FFmpegError, ValueError) as error:
+    except (FFmpegError, ValueError) as error:
         raise _unreadable(where, data, error) from error
     if len(pictures) < len(moments):
         raise MediaError(
@@ -144,20 +147,18 @@ _ROTATIONS = (media.TURNS[8], media.TURNS[3], media.TURNS[6])
 """By 90, 180, 270 degrees counter-clockwise: the direction of a display matrix."""
 
 
-def _stream(container: av.container.InputContainer, where: object) -> av.VideoStream:
+def _stream(container: InputContainer, where: object) -> VideoStream:
     if not container.streams.video:
         raise MediaError("the file has no video stream", where=where, got=container.format.name)
     return container.streams.video[0]
 
 
-def _display_size(stream: av.VideoStream) -> tuple[int, int]:
+def _display_size(container: InputContainer, stream: VideoStream) -> tuple[int, int]:
     """Size after the rotation that phones write as a display matrix: seen on the first decoded frame."""
     width, height = stream.codec_context.width, stream.codec_context.height
-    stream.container.seek(0)
-    frame = next(stream.container.decode(stream), None)  # type: ignore[call-overload]
-    if frame is not None and round(frame.rotation / 90) % 2:
-        return height, width
-    return width, height
+    container.seek(0)
+    frame = next(container.decode(stream), None)
+    return (height, width) if frame is not None and round(frame.rotation / 90) % 2 else (width, height)
 
 
 def _unreadable(where: object, data: bytes, cause: object) -> MediaError:
