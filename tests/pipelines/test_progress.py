@@ -1,0 +1,105 @@
+"""What a person sees: steps counted, remainders estimated, kfp's own lines kept back, errors told once."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from pipelines.local import Lines, error_of
+from pipelines.progress import Progress, Relay, expected_s, told_s
+from pipelines.session import DONE, WAS_DONE, Mark
+from trainer.errors import FreezeError, QwenVLError, UsageError
+from trainer.resolve import load_recipe
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def a_progress() -> tuple[Progress, Clock, io.StringIO]:
+    clock, out = Clock(), io.StringIO()
+    return Progress(load_recipe("tiny"), out, clock=clock), clock, out
+
+
+def test_the_remainder_follows_the_pace_of_this_run() -> None:
+    progress, clock, _ = a_progress()
+    assert progress.left_s() is None, "nothing has shown the pace yet"
+    cost = progress.expected
+    progress.begin("prepare-data")
+    clock.now += 2 * cost["prepare-data"]
+    progress.end(Mark("end", "prepare-data", DONE, clock.now))
+    rest = 2 * (sum(cost.values()) - cost["prepare-data"])
+    assert progress.left_s() == pytest.approx(rest)
+    progress.begin("init")
+    clock.now += cost["init"]
+    assert progress.left_s() == pytest.approx(rest - cost["init"])
+
+
+def test_what_was_done_before_counts_as_done_and_does_not_change_the_pace() -> None:
+    progress, clock, _ = a_progress()
+    progress.begin("prepare-data")
+    clock.now += 20
+    progress.end(Mark("end", "prepare-data", DONE, 20))
+    pace = 20 / progress.expected["prepare-data"]
+    progress.begin("init")
+    clock.now += 0.1
+    progress.end(Mark("end", "init", WAS_DONE, 0.1))
+    done = progress.expected["prepare-data"] + progress.expected["init"]
+    assert progress.left_s() == pytest.approx((sum(progress.expected.values()) - done) * pace)
+
+
+def test_only_steps_of_the_recipe_are_counted() -> None:
+    finetune = expected_s(load_recipe("qwen2_5_vl_7b_finetune"))
+    assert "stage1" not in finetune and "sft" in finetune
+    progress, _, out = a_progress()
+    progress.begin("clean-up")
+    progress.end(Mark("end", "clean-up", DONE, 0))
+    assert out.getvalue() == ""
+
+
+def test_only_what_lies_between_a_step_s_first_and_last_line_comes_through() -> None:
+    progress, _, out = a_progress()
+    relay = Relay(progress)
+    for line in (
+        "    [KFP Executor 2026-11-22 INFO]: Got executor_input:",
+        "    {",
+        "    " + Mark("begin", "init").line(),
+        "    its own line",
+        "    unfinished" + Mark("end", "init", DONE, 1.0).line(),
+        "----------",
+    ):
+        relay.write(line[:7])
+        relay.write(line[7:] + "\n")
+    lines = [line.split(maxsplit=1)[1] for line in out.getvalue().splitlines()]
+    assert [line.split("] ")[-1].strip() for line in lines[:3]] == ["init", "its own line", "unfinished"]
+    assert "init: done in 1.0 s" in lines[3] and len(lines) == 4
+    assert relay.kept == ["----------"]
+
+
+def test_a_program_s_error_lines_are_kept_for_the_top_and_the_others_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = Lines()
+    for chunk in ("step 1\nst", "ep 2\nerror: frozen ", "parameters changed\n  where: a\nerror: it\n  do: b"):
+        lines.write(chunk)
+    lines.close()
+    assert capsys.readouterr().out == "step 1\nstep 2\n"
+    assert lines.message() == "it\n  do: b"
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "want"), [(72, FreezeError, 72), (2, UsageError, 2), (-9, QwenVLError, 137), (99, QwenVLError, 99)]
+)
+def test_an_exit_code_becomes_the_error_of_its_class(code: int, kind: type[QwenVLError], want: int) -> None:
+    error = error_of(code, "told")
+    assert type(error) is kind and error.code == want and str(error) == "told"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "want"), [(0.04, "0.0 s"), (9.96, "10 s"), (61, "1 min 1 s"), (3600, "1 h 0 min"), (59.6, "1 min 0 s")]
+)
+def test_seconds_are_said_as_people_say_them(seconds: float, want: str) -> None:
+    assert told_s(seconds) == want

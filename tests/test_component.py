@@ -1,0 +1,55 @@
+"""The torchx component: `torchx run` starts what trainer/command.py says."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trainer.command import local_call, stage_command
+from trainer.component import DIE_WITH_PARENT, stage
+from trainer.errors import RecipeError
+from trainer.resolve import load_recipe
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_app_is_one_role_with_the_stage_s_command() -> None:
+    app = stage(recipe="tiny", stage="sft", out="/o", overrides=["seed=7"], threads=2)
+    want = stage_command(
+        local_call(
+            load_recipe("tiny"), "sft", ref="tiny", out="/o", python=sys.executable, overrides=("seed=7",), threads=2
+        )
+    )
+    (role,) = app.roles
+    assert [role.entrypoint, *role.args] == want.argv
+    assert role.env == {**want.env, DIE_WITH_PARENT: "1"}
+
+
+def test_torchx_takes_the_arguments_as_the_readme_writes_them() -> None:
+    words = "run --dryrun -s local_cwd trainer/component.py:stage --recipe tiny --stage sft --out out/x"
+    words += " --overrides seed=7,stages.sft.optim.lr=1e-5"
+    done = torchx(words)
+    assert done.returncode == 0, done.stderr
+    for want in ("'trainer.launch'", "'seed=7'", "'stages.sft.optim.lr=1e-5'", str(ROOT / "out" / "x")):
+        assert want in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "want"),
+    [("--recipe tiny --stage stage9", "no such stage"), ("--recipe tinny --stage sft", "did you mean tiny?")],
+)
+def test_a_mistake_is_one_message_and_its_code(words: str, want: str) -> None:
+    done = torchx(f"run --dryrun -s local_cwd trainer/component.py:stage --out out/x {words}")
+    assert done.returncode == RecipeError.code
+    assert want in done.stderr and "Traceback" not in done.stderr
+
+
+def torchx(words: str) -> subprocess.CompletedProcess[str]:
+    program = str(Path(sys.executable).parent / "torchx")
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    argv = [program, *words.split()]
+    return subprocess.run(argv, capture_output=True, text=True, cwd=ROOT, env=env, timeout=60, check=False)
