@@ -1,6 +1,6 @@
 """A small ZeRO-3 program for the checkpoint tests: trains, commits, loads, and prints digests of the whole state.
 
-    python -m tests.state.program OUT SCRIPT      SCRIPT is JSON: [["train", n], ["commit"], ["load"], ["digest", NAME], ...]
+python -m tests.state.program OUT SCRIPT      SCRIPT is JSON: [["train", n], ["commit"], ["load"], ["digest", NAME], ...]
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ def make_engine(threshold: int) -> Any:
     model = Model()
     decay = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
     plain = [p for p in model.parameters() if p.requires_grad and p.dim() <= 1]
-    optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": 0.1}, {"params": plain, "lr": 3e-3, "weight_decay": 0.0}], lr=1e-2)
+    optimizer = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": 0.1}, {"params": plain, "lr": 3e-3, "weight_decay": 0.0}], lr=1e-2
+    )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, [lambda step: 1 / (1 + step), lambda step: 1 / (1 + step)])
     config = {
         "train_micro_batch_size_per_gpu": 4,
@@ -93,12 +95,20 @@ def state_digest(engine: Any) -> str:
             found.update(parameter.detach().numpy().tobytes())
     facts = slices.optimizer_facts(engine)
     facts.pop("global_samples")  # grows with the world size
-    found.update(json.dumps([facts, engine.lr_scheduler.last_epoch, [g["lr"] for g in engine.optimizer.param_groups]]).encode())
+    found.update(
+        json.dumps([facts, engine.lr_scheduler.last_epoch, [g["lr"] for g in engine.optimizer.param_groups]]).encode()
+    )
     return found.hexdigest()
 
 
 def identity(**changes: Any) -> Identity:
-    facts = {"stage": "sft", "attempt": int(os.environ.get("QWENVL_ATTEMPT", "1")), "stage_digest": "s", "plan_digest": "p", "base_model_digest": "b"}
+    facts = {
+        "stage": "sft",
+        "attempt": int(os.environ.get("QWENVL_ATTEMPT", "1")),
+        "stage_digest": "s",
+        "plan_digest": "p",
+        "base_model_digest": "b",
+    }
     return Identity(**(facts | changes))
 
 

@@ -38,8 +38,22 @@ def s3_server(folder: Path) -> Iterator[dict[str, str]]:
     folder.mkdir(parents=True, exist_ok=True)
     # weed listens for gRPC at each port + 10000
     ports = {name: _low_port() for name in ("master", "volume", "filer", "s3")}
-    args = [weed, "-logtostderr", "server", "-ip=127.0.0.1", "-s3", f"-dir={folder}", "-master.volumeSizeLimitMB=64", "-volume.max=20"]
-    args += [f"-master.port={ports['master']}", f"-volume.port={ports['volume']}", f"-filer.port={ports['filer']}", f"-s3.port={ports['s3']}"]
+    args = [
+        weed,
+        "-logtostderr",
+        "server",
+        "-ip=127.0.0.1",
+        "-s3",
+        f"-dir={folder}",
+        "-master.volumeSizeLimitMB=64",
+        "-volume.max=20",
+    ]
+    args += [
+        f"-master.port={ports['master']}",
+        f"-volume.port={ports['volume']}",
+        f"-filer.port={ports['filer']}",
+        f"-s3.port={ports['s3']}",
+    ]
     env = {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports['s3']}",
         "AWS_ACCESS_KEY_ID": "test",
@@ -48,7 +62,12 @@ def s3_server(folder: Path) -> Iterator[dict[str, str]]:
     }
     with (folder / "weed.log").open("wb") as log:
         process = subprocess.Popen(
-            args, stdout=log, stderr=log, stdin=subprocess.DEVNULL, preexec_fn=die_with_parent, env={**os.environ, **env}
+            args,
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            preexec_fn=die_with_parent,
+            env={**os.environ, **env},
         )
     try:
         os.environ.update(env)
