@@ -82,6 +82,8 @@ def a_config(layers: int = 2) -> dict[str, Any]:
         "tie_word_embeddings": True,
         "text_config": text,
         "vision_config": vision,
+        "bos_token_id": tokenizer.id("<|endoftext|>"),
+        "eos_token_id": tokenizer.id("<|im_end|>"),
         **ids,
     }
 

@@ -16,7 +16,7 @@ import numpy as np
 from trainer.after.answers import prompt_of
 from trainer.after.scores import Frame
 from trainer.data.encode import encode
-from trainer.data.layout import Drop, Layout, Rules, fit_sample
+from trainer.data.layout import Drop, Fit, Layout, Rules, fit_sample, layout
 from trainer.data.sample import Message, Sample, Text
 
 
@@ -88,3 +88,34 @@ def frame_of(sample: Sample, layout: Layout, rules: Rules, media: int = 0) -> Fr
     original = (file.width, file.height)
     convention = rules.family.coordinates
     return Frame(file.width, file.height, lambda x, y: convention.to_original(x, y, original, resized))
+
+
+def as_document_prompt(sample: Sample, media: Sequence[bytes], variant: int, fit: Fit, rules: Rules) -> Prompt | None:
+    """The beginning of a document, up to what is read off its pictures: before the first written-out layout, else after
+    the last picture. None where nothing stands before it, or the sample was cut to fit."""
+    cut = _beginning(sample)
+    if cut is None or fit.turns:
+        return None
+    found = layout(cut, variant, fit, rules)
+    encoded = encode(cut, found, media, rules)
+    return Prompt(
+        ids=encoded.ids[:-1],  # without the end-of-text that closes a document
+        position_ids=encoded.position_ids[:, :-1],
+        patches=encoded.patches,
+        grid_thw=encoded.grid_thw,
+        visual_index=encoded.visual_index,
+        layout=found,
+    )
+
+
+def _beginning(sample: Sample) -> Sample | None:
+    parts = [part for message in sample.messages for part in message.parts]
+    if not parts or len(sample.messages) != 1:
+        return None
+    places = [number for number, part in enumerate(parts) if part.part == "objects"]
+    pictures = [number for number, part in enumerate(parts) if part.part in ("image", "video")]
+    end = places[0] if places else (pictures[-1] + 1 if pictures else 0)
+    if not 0 < end < len(parts):
+        return None
+    message = sample.messages[0].model_copy(update={"parts": tuple(parts[:end])})
+    return sample.model_copy(update={"messages": (message,)})
