@@ -79,7 +79,12 @@ class Seen:
 
 @dataclass(frozen=True)
 class Progress:
-    """From the heartbeats in storage: what moves when the job does."""
+    """From the heartbeats in storage: what moves when the job does.
+
+    Programs without heartbeats (preparation, export, ...) are not `watched`: only the deadline ends them.
+    """
+
+    watched: bool = True
 
     sequence: int = 0
     step: int = 0
@@ -234,6 +239,8 @@ def _running(seen: Seen, trail: Trail, progress: Progress, limits: Limits, now: 
         return _patience(Wait("start", f"{idle.name} on {idle.node}: {idle.waiting or 'starting'}"), trail, limits, now)
     if progress != trail.progress or trail.waiting_for != "run":
         trail.progress, trail.progress_since, trail.waiting_for = progress, now, "run"
+    if not progress.watched:
+        return Wait("run", "at work")
     silence = now - trail.progress_since
     limit = max(limits.silence_s, progress.limit_s + MARGIN_S if progress.limit_s else 0)
     if silence > limit:

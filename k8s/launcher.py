@@ -158,14 +158,18 @@ def task_of(what: str, recipe: Recipe, cluster: Cluster, run: Run, *, stage: str
             run,
             lambda one: render_program(recipe, what, cluster, one, stage=stage),
             finished,
-            lambda _: Progress(),
+            lambda _: Progress(watched=False),
         )
     if what in PREPARE:
         command = prepare_command(PrepareCall(what, recipe=RECIPE_FILE, out=run.out, stage=stage))
         step = what if stage is None else f"{what.removesuffix('-stage')}-{stage}"
         run = replace(run, stage_digest=_recipe_digest(recipe))
         return Task(
-            step, run, lambda one: render_prepare(recipe, step, cluster, one, command), None, lambda _: Progress()
+            step,
+            run,
+            lambda one: render_prepare(recipe, step, cluster, one, command),
+            None,
+            lambda _: Progress(watched=False),
         )
     raise UsageError("no such step", where=what, expected=", ".join(["train", *PROGRAMS, *PREPARE]))
 
@@ -242,6 +246,7 @@ class Launcher:
         self.api, self.cluster, self.task = api, cluster, task
         self.say, self.clock, self.sleep, self.follow = say, clock, sleep, follow
         self.history: list[Ended] = []
+        self.started = clock()
         self.exclude: tuple[str, ...] = ()
 
     def launch(self) -> None:
@@ -250,7 +255,7 @@ class Launcher:
         Raises:
             ClusterError: it failed for good, or the cluster refuses its objects.
         """
-        started = self.clock()
+        self.started = self.clock()
         if self._finished():
             self.say(f"{self.task.step}: done already, its result verifies")
             return
@@ -265,7 +270,7 @@ class Launcher:
             if ended.decision == "done":
                 ended = replace(ended, cause="the job succeeded, but the stage has no verified result in storage")
             self.history.append(ended)
-            action = decide.next_action(self.history, self.cluster.limits, self.clock() - started)
+            action = decide.next_action(self.history, self.cluster.limits, self.clock() - self.started)
             self._leave(job, ended)
             if isinstance(action, Stop):
                 raise action.error
@@ -413,6 +418,13 @@ class Launcher:
                 state = decide.judge(seen, trail, self.task.progress(attempt), self.cluster.limits, self.clock())
                 if isinstance(state, Ended):
                     return state
+                assert current is not None
+                self._still_ours(current)
+                if self.clock() - self.started > self.cluster.limits.deadline_s:
+                    cause = f"not finished within limits.deadline_s {self.cluster.limits.deadline_s}"
+                    return Ended(
+                        "permanent", ClusterError.code, cause, trail.progress.step, trail.progress.committed_step
+                    )
                 if self.follow and follower is None and state.kind == "run":
                     follower = Follower(self.api, seen.workers[0].name, self._container(job), self.say).start()
                 if (line := _line(state)) != said:
@@ -422,6 +434,18 @@ class Launcher:
         finally:
             if follower is not None:
                 follower.stop()
+
+    def _still_ours(self, job: Json) -> None:
+        """Of two launchers for one job, the one that took it over goes on."""
+        owner = job["metadata"].get("annotations", {}).get(names.OWNER)
+        if owner != self.task.run.id:
+            raise ClusterError(
+                "another run took the job over",
+                where=job["metadata"]["name"],
+                got=f"owner {owner}",
+                expected=f"owner {self.task.run.id}",
+                do="follow that run; running this one again takes the job back",
+            )
 
     def _pods(self, job: Json) -> list[Json]:
         """The pods of this very job: one that was deleted and made again under its name has others."""

@@ -194,6 +194,17 @@ def test_a_silent_job_that_reports_progress_is_left_alone() -> None:
     assert not bench.heard("no progress")
 
 
+def test_a_program_without_heartbeats_is_given_its_time_up_to_the_deadline() -> None:
+    bench = Bench()
+    bench.progress = Progress(watched=False)
+    script(bench, lambda: bench.api.pod(0))
+    with pytest.raises(ClusterError, match="deadline_s 1800"):
+        bench.launch(finished=None)
+    assert 1800 < bench.now < 1800 + 60
+    assert not bench.heard("no progress")
+    assert not [name for plural, name in bench.api.objects if plural == "pytorchjobs"]
+
+
 # ---------------------------------------------------------------- adoption
 
 
@@ -241,6 +252,19 @@ def test_a_lost_race_for_ownership_is_read_again() -> None:
     script(bench, lambda: bench.api.pod(0), bench.finish)
     bench.launch()
     assert lost and bench.api.job()["metadata"]["annotations"][names.OWNER] == "run-2"
+
+
+def test_the_launcher_whose_job_was_taken_over_leaves_it_alone() -> None:
+    bench = Bench()
+
+    def taken() -> None:
+        bench.api.pod(0)
+        bench.api.job()["metadata"]["annotations"][names.OWNER] = "run-2"
+
+    script(bench, lambda: bench.api.pod(0), taken)
+    with pytest.raises(ClusterError, match="another run took the job over"):
+        bench.launch()
+    assert not any(call.startswith("delete") for call in bench.api.calls)
 
 
 def test_attempts_that_ended_before_a_lost_launcher_are_counted() -> None:
