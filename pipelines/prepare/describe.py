@@ -4,10 +4,12 @@ pixels of the original. Pure but for reading; runs inside Daft's row functions."
 from __future__ import annotations
 
 import base64
+import io
 import json
 from dataclasses import asdict
 from typing import Any
 
+import av
 from pydantic import ValidationError
 
 from pipelines.prepare.formats.rows import Bad, Draft, MediaRef
@@ -110,10 +112,25 @@ def describe(data: bytes, ref: MediaRef, media_root: str = "") -> Media:
         media.upright(data, where=ref.uri)
         return Media(**common, suffix=header.suffix, width=header.width, height=header.height)
     clip = video.video_header(data, where=ref.uri)
+    if (lack := missing_part(data)) is not None:
+        raise MediaError("the video is truncated", where=ref.uri, expected="a whole file", got=lack)
     if clip.num_frames < 2:
         raise MediaError("a video of one frame", where=ref.uri, expected="2 or more frames", got=clip.num_frames)
     facts = {name: getattr(clip, name) for name in ("suffix", "width", "height", "num_frames", "fps", "duration_s")}
     return Media(**common, **facts)
+
+
+def missing_part(data: bytes) -> str | None:
+    """What a video file lacks, None when it is whole. A file whose table lies at its beginning opens without complaint
+    when its end is missing: the table lists more frames than there are, or the last one is cut short."""
+    found = 0
+    with av.open(io.BytesIO(data), "r") as container:
+        stream = container.streams.video[0]
+        for packet in container.demux(stream):
+            if packet.is_corrupt:
+                return f"frame {found} is cut short"
+            found += bool(packet.size)
+        return f"{found} of {stream.frames} frames" if stream.frames > found else None
 
 
 # ---------------------------------------------------------------- geometry

@@ -29,7 +29,7 @@ from trainer.after.prompts import frame_of, paired
 from trainer.after.scores import Frame, normalise, score
 from trainer.data.layout import Drop, Rules, fit_sample, rules_of
 from trainer.data.order import id_hash, mix
-from trainer.data.sample import Message, Sample, from_json
+from trainer.data.sample import Message, Sample, Text, from_json
 from trainer.data.shards import MANIFEST, ShardReader, ShardWriter, Source
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import DataError, UsageError
@@ -244,11 +244,11 @@ def _frame(request: Request, rules: Rules) -> Frame | None:
 
 def _message(request: Request, answer: Answer, rules: Rules) -> Message | None:
     """The answer as an assistant message. Written coordinates become geometry in pixels of the original, so that the
-    sample is right at any resolution; None when they cannot be read."""
+    sample is right at any resolution; None when they cannot be read (a wrong answer may then stay as it is)."""
     sample = request.sample
     assert sample.key is not None
     if sample.key.task not in SPATIAL:
-        return Message.model_validate({"role": "assistant", "parts": [{"part": "text", "text": answer.text.strip()}]})
+        return _as_text(answer)
     parts = answer_parts(answer.text, len(sample.media))
     frame = _frame(request, rules)
     if parts[0]["part"] != "objects" or frame is None:
@@ -260,6 +260,10 @@ def _message(request: Request, answer: Answer, rules: Rules) -> Message | None:
         else:
             at["xyxy"] = [*frame.to_original(*at["xyxy"][:2]), *frame.to_original(*at["xyxy"][2:])]
     return Message.model_validate({"role": "assistant", "parts": parts})
+
+
+def _as_text(answer: Answer) -> Message:
+    return Message(role="assistant", parts=(Text(text=answer.text.strip()),))
 
 
 def _correct(request: Request, judged: list[Judged], source: str, keep: int, rules: Rules) -> Iterator[Sample]:
@@ -281,17 +285,17 @@ def _pairs(request: Request, judged: list[Judged], source: str, keep: int, rules
     right = [item.answer for item in judged if item.correct]
     wrong = [item.answer for item in judged if not item.correct]
     for chosen, rejected in list(zip(right, wrong, strict=False))[:keep]:
-        messages = [_message(request, answer, rules) for answer in (chosen, rejected)]
-        if messages[0] is None or messages[1] is None:
+        if (better := _message(request, chosen, rules)) is None:
             continue
+        worse = _message(request, rejected, rules) or _as_text(rejected)
         yield _sample(
             request,
             source,
             f"{chosen.answer}-{rejected.answer}",
             chosen,
             messages=table.prompt_of(request.sample),
-            chosen=(messages[0],),
-            rejected=(messages[1],),
+            chosen=(better,),
+            rejected=(worse,),
         )
 
 

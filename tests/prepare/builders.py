@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
+import av
 from PIL import Image
 
 from pipelines.prepare.corpus.draw import encode_video
@@ -70,8 +73,21 @@ def a_picture(width: int = 60, height: int = 40, colour: str = "red", kind: str 
     return buffer.getvalue()
 
 
-def a_clip(num_frames: int = 8, fps: int = 4) -> bytes:
-    return encode_video([Image.new("RGB", (56, 56), (20 * n, 0, 0)) for n in range(num_frames)], fps)
+def a_clip(num_frames: int = 8, fps: int = 4, *, table_first: bool = False) -> bytes:
+    """Noise, so that a frame takes some bytes; `table_first`: the table of frames before them, as on the web."""
+    noise = Random(0)
+    frames = [Image.frombytes("L", (56, 56), noise.randbytes(56 * 56)).convert("RGB") for _ in range(num_frames)]
+    data = encode_video(frames, fps)
+    if not table_first:
+        return data
+    with tempfile.NamedTemporaryFile(suffix=".mp4") as file, av.open(io.BytesIO(data)) as source:
+        with av.open(file.name, "w", options={"movflags": "faststart"}) as target:
+            stream = target.add_stream_from_template(source.streams.video[0])
+            for packet in source.demux(source.streams.video[0]):
+                if packet.dts is not None:
+                    packet.stream = stream
+                    target.mux(packet)
+        return Path(file.name).read_bytes()
 
 
 def write_lines(path: Path, rows: Sequence[Any]) -> Path:

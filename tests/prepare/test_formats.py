@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.prepare.describe import draft_to_json, inspect
+from pipelines.prepare.describe import draft_to_json, inspect, missing_part
 from pipelines.prepare.formats import FORMATS, reader
 from pipelines.prepare.formats.rows import Bad, Draft
-from tests.prepare.builders import a_caption, a_picture, a_source, write_lines
+from tests.prepare.builders import a_caption, a_clip, a_picture, a_source, write_lines
 from trainer.data.sample import Box, Mask, Objects, Point, Sample, from_json
 from trainer.errors import DataError, RecipeError
 
@@ -74,6 +74,7 @@ def test_every_format_has_a_reader_of_the_same_shape():
         reader("webp", "mine")
 
 
+INLINE = {"type": "image", "image": "data:image/png;base64,%%"}
 BAD = [
     ("llava", a_caption(image=None), "placeholder-without-media", "0 of them"),
     ("llava", a_caption(images=["red.png", "red.png"], image=None), "media-without-placeholder", "1 of them"),
@@ -92,7 +93,7 @@ BAD = [
     ("openai", {"messages": [ASK, SAY], "images": ["red.png"]}, "media-without-placeholder", "0 of them"),
     ("openai", {"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, "wrong-form", "audio"),
     ("openai", {"messages": [{"role": "boss", "content": "?"}]}, "wrong-form", "boss"),
-    ("openai", {"messages": [{"role": "user", "content": [{"type": "image", "image": "data:image/png;base64,%%"}]}]}, "damaged-media", "base64"),
+    ("openai", {"messages": [{"role": "user", "content": [INLINE]}]}, "damaged-media", "base64"),
     ("openai", {"messages": [ASK, SAY], "key": {"task": "guess", "value": 1}}, "wrong-form", "guess"),
     ("interleaved", {"images": [None], "texts": ["a", "b"]}, "wrong-form", "2"),
     ("interleaved", {"images": [None], "texts": [None]}, "wrong-form", "neither"),
@@ -109,9 +110,11 @@ BAD = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("format", "row", "reason", "got"), BAD, ids=[f"{f}-{r}-{i}" for i, (f, _, r, _) in enumerate(BAD)])
+@pytest.mark.parametrize(
+    ("format", "row", "reason", "got"), BAD, ids=[f"{f}-{r}-{i}" for i, (f, _, r, _) in enumerate(BAD)]
+)
 def test_a_faulty_row_says_where_expected_and_got(format: str, row: object, reason: str, got: str, media: Path):
-    path = write_lines(media / "rows.jsonl", [GOOD[format], row] if row != "[1" else [GOOD[format], row])
+    path = write_lines(media / "rows.jsonl", [GOOD[format], row])
     source = a_source(format, path)
     first, second = samples(read(format, path), source.kind)
     assert isinstance(first, Sample)
@@ -125,6 +128,12 @@ def test_a_faulty_row_says_where_expected_and_got(format: str, row: object, reas
 def test_a_truncated_video_is_damaged(media: Path):
     found = one("llava", media, {"video": "cut.mp4", "conversations": [{"from": "human", "value": "<video>"}, GPT]})
     assert isinstance(found, Bad) and found.reason == "damaged-media"
+    whole = a_clip(table_first=True)
+    assert missing_part(whole) is None
+    for length in (len(whole) // 2, len(whole) - 200):
+        (media / "cut.mp4").write_bytes(whole[:length])
+        found = one("llava", media, {"video": "cut.mp4", "conversations": [{"from": "human", "value": "<video>"}, GPT]})
+        assert isinstance(found, Bad) and found.reason == "damaged-media" and "cut short" in found.got, found
     good = one("llava", media, {"video": "clip.mp4", "conversations": [{"from": "human", "value": "<video>"}, GPT]})
     assert isinstance(good, Sample) and good.media[0].num_frames == 8 and good.media[0].duration_s == 2.0
 
@@ -154,7 +163,11 @@ UNITS = [("pixels", [6, 8, 30, 20]), ("thousand", [100, 200, 500, 500]), ("unit"
 @pytest.mark.parametrize(("units", "box"), UNITS)
 def test_coordinates_become_pixels_of_the_original(units: str, box: list[float], media: Path):
     answer = {"role": "assistant", "content": json.dumps([{"bbox_2d": box, "label": "it"}])}
-    row = {"messages": [{"role": "user", "content": [IMAGE]}, answer], "coordinates": units, "key": {"task": "box", "value": box}}
+    row = {
+        "messages": [{"role": "user", "content": [IMAGE]}, answer],
+        "coordinates": units,
+        "key": {"task": "box", "value": box},
+    }
     found = one("openai", media, row)
     assert isinstance(found, Sample)
     objects = found.messages[1].parts[0]
@@ -194,7 +207,13 @@ def coco(**changes) -> dict:
 
 def test_coco_boxes_masks_and_their_faults(media: Path):
     runs = [0, 40 * 6, 2, 40 * 60 - 40 * 6 - 2]
-    mask = {"id": 2, "image_id": 1, "category_id": 3, "bbox": [6, 0, 1, 2], "segmentation": {"size": [40, 60], "counts": runs}}
+    mask = {
+        "id": 2,
+        "image_id": 1,
+        "category_id": 3,
+        "bbox": [6, 0, 1, 2],
+        "segmentation": {"size": [40, 60], "counts": runs},
+    }
     path = media / "coco.json"
 
     def first(content: dict) -> Sample | Bad:

@@ -61,17 +61,26 @@ def _write(root: Path, wanted: dict) -> None:
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
     folder = Folder(root, wanted["seed"], wanted["scale"])
-    found = Ingredients(
-        sources.photos(folder.seed), sources.icons(folder.seed), sources.clips(), sources.texts(folder.seed)
-    )
-    for number, (name, write) in enumerate(WRITERS.items(), 1):
-        for split in SPLITS:
-            write(folder, split, found.of(split))
-        print(f"corpus: {name} written ({number}/{len(WRITERS)}, {time.monotonic() - started:.0f} s)", flush=True)
+    found = ingredients(folder.seed)
+    write_kinds(folder, found)
+    print(f"corpus: done ({time.monotonic() - started:.0f} s)", flush=True)
     listed = [item.file for items in (found.photos, found.icons, found.clips, found.texts) for item in items]
     listed += pages.table_files(folder.seed) + screens.screenshot_files(folder.seed)
     text = json.dumps({**wanted, **summary(listed)}, indent=1, sort_keys=True)
     (root / "sources.json").write_text(text + "\n")
+
+
+def write_kinds(folder: Folder, found: Ingredients) -> None:
+    """Every kind of data, both splits, from what was found in the packages."""
+    for number, (name, write) in enumerate(WRITERS.items(), 1):
+        for split in SPLITS:
+            write(folder, split, found.of(split))
+        print(f"corpus: {name} written ({number} of {len(WRITERS)} kinds)", flush=True)
+
+
+def ingredients(seed: int) -> Ingredients:
+    """All source files, read from the installed packages."""
+    return Ingredients(sources.photos(seed), sources.icons(seed), sources.clips(), sources.texts(seed))
 
 
 def summary(files: list[SourceFile]) -> dict:

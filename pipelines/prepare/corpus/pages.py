@@ -100,15 +100,18 @@ def chart(rng: random.Random, table: Table, width: int, height: int) -> tuple[Im
 
 def write_documents(folder: Folder, split: Split, found: Ingredients) -> None:
     rng = folder.rng("documents", split)
+    count = folder.count(280 if split == "train" else 40, 8)
     pages: list[tuple[str, Image.Image, list[Laid]]] = []
-    for file in found.texts:
+    for file in rng.sample(found.texts, len(found.texts)):
+        if len(pages) >= 2 * count:
+            break
         width, height = rng.choice(PAGE_SIZES)
         blocks = list(blocks_of(file.text))[:12]
         if split == "train" or file.file.path.endswith(".rst"):
             blocks = _with_chart(rng, blocks, tables(folder.seed, split))
         pages += [(file.file.path, page, laid) for page, laid in pages_of(blocks, width, height)]
     rng.shuffle(pages)
-    rows, count = [], folder.count(280 if split == "train" else 40, 8)
+    rows: list[dict] = []
     while pages and len(rows) < count:
         name, image, laid = pages.pop()
         group = [(image, laid)]

@@ -5,7 +5,16 @@ from __future__ import annotations
 
 import random
 
-from pipelines.prepare.corpus.draw import COLOURS, article, crop_photo, jpeg, moving_icon, one_icon, paste, several_icons
+from pipelines.prepare.corpus.draw import (
+    COLOURS,
+    article,
+    crop_photo,
+    jpeg,
+    moving_icon,
+    one_icon,
+    paste,
+    several_icons,
+)
 from pipelines.prepare.corpus.folder import Folder, Ingredients
 from pipelines.prepare.corpus.sources import Split
 

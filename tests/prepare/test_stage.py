@@ -1,0 +1,147 @@
+"""Counts and plans: counted once, resumable, and only again for what changed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipelines.prepare import count
+from pipelines.prepare.ingest import source_uri
+from pipelines.prepare.stage import prepare_stage
+from tests.prepare.builders import small_recipe
+from trainer import storage
+from trainer.data.layout import layout
+from trainer.data.plan import Plan
+from trainer.data.shards import Source
+from trainer.errors import PlanError, StageMismatch, UsageError
+from trainer.recipe import Recipe
+from trainer.resolve import load_recipe
+
+MIX = "stages.stage2.data={captions: 1, videos: 2, text: 0.5}"
+
+
+@pytest.fixture
+def out(prepared: str, tmp_path: Path) -> str:
+    """A copy whose columns and plans are the test's own."""
+    shutil.copytree(
+        Path(prepared) / "data", tmp_path / "data", ignore=shutil.ignore_patterns("corpus", "*counts-*", "*fits-*")
+    )
+    return str(tmp_path)
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every sample that is tokenised, by how."""
+    calls: list[str] = []
+    for name in ("natural", "fitted"):
+        real = getattr(count, name)
+        monkeypatch.setattr(count, name, lambda *args, real=real, name=name: calls.append(name) or real(*args))
+    return calls
+
+
+def test_a_plan_counts_what_the_layout_of_each_sample_says(out: str):
+    recipe = small_recipe(MIX)
+    plan = prepare_stage(recipe, "stage2", out)
+    assert plan.num_steps == 150 and plan.length == 512
+    sources = [Source.open(storage.join(out, row["uri"])) for row in plan.sources]
+    checked = 0
+    for index in range(0, plan.num_packs, 29):
+        pack = plan.pack(index)
+        assert pack.tokens <= plan.length and pack.patches <= plan.patch_budget
+        for place in pack.places[:4]:
+            name = plan.sources[place.source]["name"]
+            rules = count.rules_for(count.rules_ref(recipe, "stage2", name, out))
+            from trainer.data.layout import Fit
+
+            found = layout(
+                sources[place.source].sample(place.shard, place.row), place.variant, Fit(*plan.fits[place.fit]), rules
+            )
+            assert (found.num_tokens, found.num_patches, found.num_targets) == place[-3:]
+            checked += 1
+    assert checked > 20
+    assert {row["name"] for row in plan.sources} == {"captions", "videos", "text"}
+    assert Plan.read(storage.join(out, "stage2", "plan", "held_out")).num_steps > 0
+
+
+def test_another_mixture_tokenises_nothing_and_other_pixels_do(out: str, counted: list[str]):
+    first = prepare_stage(small_recipe(MIX), "stage2", out)
+    assert len(counted) > 100, "negative control: the first time everything is counted"
+    counted.clear()
+    second = prepare_stage(small_recipe("stages.stage2.data={captions: 2, text: 1}"), "stage2", out)
+    assert counted == []
+    assert first.digest != second.digest
+    pixels = "stages.stage2.pixels.video_max=6272"
+    prepare_stage(small_recipe(MIX, pixels), "stage2", out)
+    assert len(counted) > 100
+
+
+def test_other_budgets_tokenise_only_what_does_not_fit(out: str, counted: list[str]):
+    prepare_stage(small_recipe(MIX), "stage2", out)
+    counted.clear()
+    plan = prepare_stage(small_recipe(MIX, "stages.stage2.packing.length=256"), "stage2", out)
+    assert set(counted) == {"fitted"}
+    every = sum(row["num_samples"] for row in plan.sources)
+    assert 0 < len(counted) < every / 3
+    assert max(plan.pack(index).tokens for index in range(plan.num_packs)) <= 256
+
+
+def test_counting_goes_on_where_it_was_interrupted(out: str, counted: list[str], monkeypatch: pytest.MonkeyPatch):
+    shards = Source.open(source_uri(out, "captions", "train")).num_shards
+    assert shards > 2
+    real, written = count.write_column, []
+
+    def breaks(*args):
+        if len(written) == 1:
+            raise KeyboardInterrupt
+        written.append(args)
+        real(*args)
+
+    monkeypatch.setattr(count, "write_column", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_stage(small_recipe(), "stage1", out)
+    monkeypatch.setattr(count, "write_column", real)
+    counted.clear()
+    prepare_stage(small_recipe(), "stage1", out)
+    total = sum(Source.open(source_uri(out, "captions", split)).num_samples for split in ("train", "held_out"))
+    assert len(counted) == total - written[0][3].num_rows
+
+
+def test_a_plan_is_made_once_and_a_begun_stage_keeps_it(out: str, capsys: pytest.CaptureFixture[str]):
+    recipe = small_recipe()
+    first = prepare_stage(recipe, "stage1", out)
+    assert prepare_stage(recipe, "stage1", out).digest == first.digest
+    assert "already there" in capsys.readouterr().out
+    other = small_recipe("stages.stage1.schedule.steps=20")
+    assert prepare_stage(other, "stage1", out).num_steps == 20, "negative control: before it begins a plan may change"
+    (Path(out) / "stage1" / "checkpoints" / "step-00000010").mkdir(parents=True)
+    assert prepare_stage(other, "stage1", out).num_steps == 20
+    with pytest.raises(StageMismatch, match="begun with another plan"):
+        prepare_stage(recipe, "stage1", out)
+    assert Plan.read(storage.join(out, "stage1", "plan")).num_steps == 20
+
+
+ERRORS: list[tuple[str, list[str], type[Exception], str]] = [
+    (
+        "stage1",
+        ["stages.stage1.packing={length: 16, patch_budget: 1024, over_long: drop}"],
+        PlanError,
+        "no sample of the source fits",
+    ),
+    ("stage9", [], UsageError, "no such stage"),
+]
+
+
+@pytest.mark.parametrize(("stage", "overrides", "error", "message"), ERRORS)
+def test_what_cannot_be_planned_is_told(stage: str, overrides: list[str], error: type, message: str, out: str):
+    with pytest.raises(error, match=message):
+        prepare_stage(small_recipe(*overrides), stage, out)
+    assert not storage.exists(storage.join(out, stage, "plan", "plan.json"))
+
+
+def test_the_recipe_as_shipped_names_files_that_the_corpus_has():
+    recipe: Recipe = load_recipe("tiny")
+    small = small_recipe()
+    for name, source in recipe.prepare.sources.items():
+        assert small.prepare.sources[name].path == source.path.replace("corpus://", "corpus://small/")
