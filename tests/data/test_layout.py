@@ -14,7 +14,7 @@ from trainer.data.coordinates import Convention
 from trainer.data.encode import encode
 from trainer.data.layout import Drop, Fit, Fitted, Rules, fit_sample, layout, variant_of, varies
 from trainer.data.sample import Action, Box, Image, Mask, Object, Objects, Point, Sample, Span, Tools, Video
-from trainer.errors import RecipeError
+from trainer.errors import MediaError, RecipeError
 from trainer.models.family import load_family
 
 PICTURE = an_image(120, 90)
@@ -131,6 +131,14 @@ def test_an_answer_pair_shares_its_prompt_and_only_answers_have_targets():
     for start, _ in (chosen, rejected):
         assert found.position_ids[:, start].tolist() == [prompt[1], next_id, next_id, next_id]
     assert a_tokenizer().decode(found.ids[: prompt[1]].tolist()).endswith("<|im_start|>assistant\n")
+
+
+def test_a_sample_whose_file_is_missing_is_named():
+    sample = a_sample(says("document", Image(media=0), "x"), files=(PICTURE,), kind="caption", id="p-7")
+    with pytest.raises(MediaError, match="medium is missing") as told:
+        encoded(sample, [], some_rules("document"))
+    assert "some/p-7, media 0 (memory.png)" in str(told.value)
+    assert len(encoded(sample, [PICTURE], some_rules("document")).patches)  # negative control
 
 
 def test_a_boundary_token_that_begins_before_the_answer_is_no_target():

@@ -142,6 +142,13 @@ def test_a_variable_rate_is_read_by_presentation_time_and_not_by_counting():
     assert level(np.full((2, 2), 10 * 5)) != 2
 
 
+def test_a_video_of_another_size_than_counted_is_an_error():
+    data = a_video(4)
+    assert len(video.decode_video(data, (0, 1), 10.0, 28, 28, original=(64, 48))) == 2
+    with pytest.raises(MediaError, match="another size"):
+        video.decode_video(data, (0, 1), 10.0, 28, 28, original=(48, 64))
+
+
 def test_a_truncated_video_is_an_error_with_its_place():
     sink = io.BytesIO()
     with av.open(sink, "w", format="matroska") as container:

@@ -15,7 +15,7 @@ import numpy as np
 from trainer.data import media as images
 from trainer.data import video
 from trainer.data.layout import Layout, Rules, Span
-from trainer.data.sample import Media, Sample
+from trainer.data.sample import Sample
 from trainer.errors import CountMismatch, MediaError
 
 
@@ -143,21 +143,9 @@ def _patches(span: Span, sample: Sample, media_bytes: Sequence[bytes], rules: Ru
             got=len(media_bytes),
             do="prepare the source again",
         )
-    data = media_bytes[span.media]
+    data, grid, size = media_bytes[span.media], span.grid, (file.width, file.height)
     if file.kind == "image":
-        _check_size(images.image_header(data, where=place), file, place)
-        frames = images.decode_image(data, span.grid.width, span.grid.height, where=place)[None]
+        frames = images.decode_image(data, grid.width, grid.height, original=size, where=place)[None]
     else:
-        frames = video.decode_video(data, span.frames, file.fps, span.grid.width, span.grid.height, where=place)
+        frames = video.decode_video(data, span.frames, file.fps, grid.width, grid.height, original=size, where=place)
     return rules.family.patchify(frames)
-
-
-def _check_size(header: images.ImageHeader, file: Media, where: str) -> None:
-    if (header.width, header.height) != (file.width, file.height):
-        raise MediaError(
-            "the image has another size than the sample says",
-            where=where,
-            expected=f"{file.width}x{file.height}",
-            got=f"{header.width}x{header.height}",
-            do="prepare the source again: counts were made for the size in the sample",
-        )

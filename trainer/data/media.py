@@ -52,10 +52,25 @@ def image_header(data: bytes, *, where: object = None) -> ImageHeader:
     return ImageHeader(width, height, SUFFIXES[str(image.format)])
 
 
-def decode_image(data: bytes, width: int, height: int, *, where: object = None) -> np.ndarray:
-    """uint8[height, width, 3] of the upright picture. Raises MediaError with `where` for a damaged file."""
+def decode_image(
+    data: bytes, width: int, height: int, *, original: tuple[int, int] | None = None, where: object = None
+) -> np.ndarray:
+    """uint8[height, width, 3] of the upright picture. Raises MediaError with `where` for a damaged file, or one that is
+    not of the size `original` that counts were made for."""
     image = upright(data, where=where)
+    check_size(image.size, original, where)
     return np.asarray(resize(image, width, height))
+
+
+def check_size(found: tuple[int, int], original: tuple[int, int] | None, where: object) -> None:
+    if original is not None and found != original:
+        raise MediaError(
+            "the picture has another size than the sample says",
+            where=where,
+            expected=f"{original[0]}x{original[1]}",
+            got=f"{found[0]}x{found[1]}",
+            do="prepare the source again: counts were made for the size in the sample",
+        )
 
 
 def upright(data: bytes, *, where: object = None) -> Image.Image:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -17,7 +17,9 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
+from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
+from PIL import Image
 
 from trainer.data import media
 from trainer.errors import MediaError
@@ -93,34 +95,31 @@ def video_header(data: bytes, *, where: object = None) -> VideoHeader:
 
 
 def decode_video(
-    data: bytes, numbers: Sequence[int], fps: float, width: int, height: int, *, where: object = None
+    data: bytes,
+    numbers: Sequence[int],
+    fps: float,
+    width: int,
+    height: int,
+    *,
+    original: tuple[int, int] | None = None,
+    where: object = None,
 ) -> np.ndarray:
     """uint8[len(numbers), height, width, 3]: for each number the frame shown in the middle of [n / fps, (n + 1) / fps).
 
-    Raises MediaError when the file ends before the last of them.
+    Raises MediaError when the file ends before the last of them, or is not of the size `original`.
     """
     moments = [(number + 0.5) / fps for number in numbers]
     pictures: list[np.ndarray] = []
+    to_rgb = VideoReformatter()  # one for all frames: a conversion is set up once
     try:
         with av.open(io.BytesIO(data), "r") as container:
-            stream = _stream(container, where)
-            stream.thread_type = "SLICE"  # frame threads would decode ahead of what is kept
-            start = None
-            shown: av.VideoFrame | None = None
-            for frame in container.decode(stream):
-                if frame.pts is None or frame.time is None:
-                    continue
-                start = frame.time if start is None else start
-                now = frame.time - start
-                while shown is not None and len(pictures) < len(moments) and now > moments[len(pictures)]:
-                    pictures.append(_picture(shown, width, height))
-                shown = frame
+            for frame, until in _shown(container, 1 / fps, where):
+                while len(pictures) < len(moments) and moments[len(pictures)] < until:
+                    image = _upright(to_rgb.reformat(frame, format="rgb24"), frame.rotation)
+                    media.check_size(image.size, original, where)
+                    pictures.append(np.asarray(media.resize(image, width, height)))
                 if len(pictures) == len(moments):
                     break
-            if shown is not None and start is not None:
-                end = float(shown.time or 0.0) - start + 1.5 / fps  # a last frame lasts one frame
-                while len(pictures) < len(moments) and moments[len(pictures)] < end:
-                    pictures.append(_picture(shown, width, height))
     except (FFmpegError, ValueError) as error:
         raise _unreadable(where, data, error) from error
     if len(pictures) < len(moments):
@@ -134,13 +133,30 @@ def decode_video(
     return np.stack(pictures)
 
 
-def _picture(frame: av.VideoFrame, width: int, height: int) -> np.ndarray:
-    """One frame upright, resized like an image (PIL bicubic on uint8)."""
+def _shown(container: InputContainer, frame_s: float, where: object) -> Iterator[tuple[av.VideoFrame, float]]:
+    """(frame, seconds since the first frame until which it is on the screen); the last one stays for one frame, and
+    half a frame more for rounding."""
+    stream = _stream(container, where)
+    stream.thread_type = "SLICE"  # frame threads would decode ahead of what is kept
+    before: av.VideoFrame | None = None
+    start = now = 0.0
+    for frame in container.decode(stream):
+        if frame.time is None:
+            continue
+        start = frame.time if before is None else start
+        now = frame.time - start
+        if before is not None:
+            yield before, now
+        before = frame
+    if before is not None:
+        yield before, now + 1.5 * frame_s
+
+
+def _upright(frame: av.VideoFrame, rotation: int) -> Image.Image:
+    """The display matrix of phones applied."""
     image = frame.to_image()
-    turns = round(frame.rotation / 90) % 4
-    if turns:
-        image = image.transpose([*_ROTATIONS][turns - 1])
-    return np.asarray(media.resize(image, width, height))
+    turns = round(rotation / 90) % 4
+    return image.transpose(_ROTATIONS[turns - 1]) if turns else image
 
 
 _ROTATIONS = (media.TURNS[8], media.TURNS[3], media.TURNS[6])
