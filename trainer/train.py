@@ -84,7 +84,7 @@ def train(job: Job) -> None:
     # ---- steps
     pulse().beat(phase="train", step=done)
     uploader = Uploader(job.uri, identity, keep=stage.checkpoint.keep, resumed=manifest)
-    snapshots, clock, log = Snapshots(), StepClock(job, inputs, device), Log(job, inputs, done)
+    snapshots, clock, log = Snapshots(), StepClock(job, inputs, device), Log(job, inputs, identity, done)
     loader = inputs.loader(start_step=done, skips=skips)
     log.begin(before)
     for step in clock.timed(loader):
@@ -114,6 +114,7 @@ def train(job: Job) -> None:
         if stopping and not last:
             pulse().beat(phase="commit")
             uploader.wait()
+            log.end(None)
             raise Preempted(
                 "stopped from outside, after a commit", where=f"{job.name}, step {number}", do="run it again"
             )

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from trainer.flops import Cost, Flops, peak_flops_per_s
+from trainer.observe.gpu import Gpu
 from trainer.step.asked import Job
 from trainer.step.engine import StepFigures
 from trainer.step.inputs import Inputs, means
@@ -23,6 +24,7 @@ class StepClock:
         self.pairs = job.stage.dpo is not None
         self.peak = peak_flops_per_s(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
         self.device = device
+        self.gpu = Gpu(device.index or 0) if device.type == "cuda" else None
         self.data_wait_s = 0.0
         self._began = time.perf_counter()
 
@@ -79,6 +81,8 @@ class StepClock:
             found["pairs"] = sums["counted"]
         if self.peak is not None:
             found["mfu"] = flops / wall_s / (self.peak * self.world_size)
+        if self.gpu is not None:
+            found |= self.gpu.read()
             found["gpu.memory_peak_bytes"] = float(torch.cuda.max_memory_allocated(self.device))
         return found
 

@@ -8,7 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from trainer import storage
+from trainer.command import PARENT_RUN
+from trainer.heartbeat import RUN_DIR
+from trainer.observe import tracking
 from trainer.observe.metrics import Metrics
+from trainer.state.upload import Identity
 from trainer.step.asked import Job
 from trainer.step.clock import step_line
 from trainer.step.inputs import Inputs
@@ -19,13 +23,51 @@ LINE_EVERY_S = 2.0
 class Log:
     """Rank 0 speaks; the other ranks keep silent and hand over no rows."""
 
-    def __init__(self, job: Job, inputs: Inputs, done: int):
+    def __init__(self, job: Job, inputs: Inputs, identity: Identity, done: int):
         self.job, self.inputs, self.done = job, inputs, done
         self.speaks = inputs.mesh.rank == 0
-        attempt = storage.local_path(storage.join(job.uri, "attempts", f"{job.attempt:04d}"))
-        self.metrics = Metrics(os.path.join(attempt, "metrics.jsonl") if attempt and self.speaks else None)
-        self.run_id: str | None = None
+        self.path = _metrics_path(job) if self.speaks else None
+        self.metrics = Metrics(self.path)
+        self._sender = self._start_sender(identity) if self.speaks else None
         self._began = self._shown = time.monotonic()
+
+    @property
+    def run_id(self) -> str | None:
+        """Of MLflow; None when its server never answered."""
+        return tracking.run_id(self.job.uri)
+
+    def _start_sender(self, identity: Identity) -> tracking.Sender | None:
+        job, inputs = self.job, self.inputs
+        uri = tracking.tracking_uri(job.recipe, job.out)
+        if uri is None or self.path is None:
+            return None
+        digests = {
+            "plan": inputs.plan.digest,
+            "data": inputs.data_digest,
+            "stage": identity.stage_digest,
+            "base_model": inputs.parent.model.digest,
+        }
+        params = tracking.params_of(
+            job.recipe,
+            job.name,
+            digests=digests,
+            world_size=inputs.mesh.world_size,
+            parent_stage_run=inputs.parent.mlflow_run_id,
+            checkpoint_uri=storage.join(job.uri, "checkpoints"),
+        )
+        return tracking.start(
+            tracking.Spec(
+                uri=uri,
+                experiment=job.recipe.tracking.experiment or job.recipe.name,
+                out=job.out,
+                stage=job.name,
+                attempt=job.attempt,
+                metrics_path=self.path,
+                params=params,
+                parent_run=os.environ.get(PARENT_RUN),
+                from_step=self.done,
+            )
+        )
 
     def begin(self, held_out: Mapping[str, float]) -> None:
         plan, mesh = self.inputs.plan, self.inputs.mesh
@@ -49,7 +91,17 @@ class Log:
             told = f", held-out loss {loss:.4f}" if loss is not None else ""
             self._say(f"{self.job.name}: done in {result.wall_s:.1f} s{told}")
         self.metrics.close()
+        if self._sender is not None:
+            table = [row.model_dump() for row in result.freeze_table] if result is not None else []
+            self._sender.finish(status="FINISHED" if result is not None else "KILLED", freeze_table=table)
 
     def _say(self, line: str) -> None:
         if self.speaks:
             print(line, flush=True)
+
+
+def _metrics_path(job: Job) -> str | None:
+    """The attempt's file in a local output; else one in the launcher's folder, which the sender reads."""
+    attempt = storage.local_path(storage.join(job.uri, "attempts", f"{job.attempt:04d}"))
+    folder = attempt or os.environ.get(RUN_DIR)
+    return os.path.join(folder, "metrics.jsonl") if folder else None
