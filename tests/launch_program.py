@@ -32,7 +32,9 @@ def main(behaviour: str, which: int, *_: str) -> None:
     if rank == which:
         time.sleep(0.2)
         if behaviour == "media":
-            raise MediaError("the image cannot be read", where="cat.png", expected="PNG", got="7 bytes", do="restore the file")
+            raise MediaError(
+                "the image cannot be read", where="cat.png", expected="PNG", got="7 bytes", do="restore the file"
+            )
         if behaviour == "bug":
             raise ZeroDivisionError("one over nothing")
         if behaviour == "killed":

@@ -64,7 +64,7 @@ def test_a_gpu_that_is_too_small_is_told(gpu_gib: int, want: bool) -> None:
 
 
 def test_a_config_without_a_field_is_refused_by_name() -> None:
-    with pytest.raises(ModelError, match="config.num_key_value_heads"):
+    with pytest.raises(ModelError, match=r"config\.num_key_value_heads"):
         sizes_of({key: value for key, value in RELEASED_7B.items() if key != "num_key_value_heads"})
     with pytest.raises(ModelError, match="qwen2_5_vl only"):
         sizes_of({"model_type": "llama"})

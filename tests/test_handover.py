@@ -81,7 +81,9 @@ def test_a_result_is_written_once(tmp_path: Path, recipe: Recipe) -> None:
         ("remove", "quick", "no such file"),
     ],
 )
-def test_damage_to_the_model_is_told_by_name(tmp_path: Path, recipe: Recipe, damage: str, verify: Any, want: str | None) -> None:
+def test_damage_to_the_model_is_told_by_name(
+    tmp_path: Path, recipe: Recipe, damage: str, verify: Any, want: str | None
+) -> None:
     a_chain(tmp_path, recipe, "init")
     file = tmp_path / "init/model/model.safetensors"
     if damage == "remove":
@@ -113,7 +115,9 @@ def test_a_missing_parent_is_a_usage_error_that_names_it(tmp_path: Path, recipe:
         handover.lineage(recipe, str(tmp_path), "stage2")
 
 
-def test_a_changed_result_field_is_refused_by_name_and_an_execution_field_is_not(tmp_path: Path, recipe: Recipe) -> None:
+def test_a_changed_result_field_is_refused_by_name_and_an_execution_field_is_not(
+    tmp_path: Path, recipe: Recipe
+) -> None:
     a_chain(tmp_path, recipe, "stage1")
     changed = load_recipe("tiny", ["stages.stage1.optim.lr=5e-4"])
     with pytest.raises(StageMismatch, match=r"optim\.lr: 0\.001 \(stored\)"):
@@ -132,7 +136,9 @@ def test_a_field_that_the_stored_stage_lacks_is_no_change(recipe: Recipe) -> Non
 def test_an_accepted_change_is_recorded_with_the_step(recipe: Recipe) -> None:
     asked = stage_fields(recipe, recipe.stages.named()["sft"])
     changes = handover.compare({**asked, "optim.lr": 9.0}, asked, where="here", accept=["optim.lr"], step=40)
-    assert [(change.field, change.stored, change.asked, change.step) for change in changes] == [("optim.lr", 9.0, 5e-4, 40)]
+    assert [(change.field, change.stored, change.asked, change.step) for change in changes] == [
+        ("optim.lr", 9.0, 5e-4, 40)
+    ]
 
 
 def test_a_result_of_another_format_is_refused(tmp_path: Path) -> None:

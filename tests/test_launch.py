@@ -24,19 +24,33 @@ OUTLIVE_S = 10.0
 
 
 def command(stage: Path, behaviour: str, rank: int = 1, *flags: str, procs: int = 2) -> list[str]:
-    own = ["--nproc-per-node", str(procs), "--module", "tests.launch_program", "--stage-uri", str(stage), "--heartbeat", "0.3", "--peer-grace", "1"]
+    own = [
+        "--nproc-per-node",
+        str(procs),
+        "--module",
+        "tests.launch_program",
+        "--stage-uri",
+        str(stage),
+        "--heartbeat",
+        "0.3",
+        "--peer-grace",
+        "1",
+    ]
     return [sys.executable, "-m", "trainer.launch", *own, *flags, "--", behaviour, str(rank)]
 
 
 def clean_env(**more: str) -> dict[str, str]:
     dropped = ("QWENVL_", "PET_", "RANK", "WORLD_SIZE", "MASTER_")
-    return {**{key: value for key, value in os.environ.items() if not key.startswith(dropped)}, "OMP_NUM_THREADS": "1", **more}
+    return {
+        **{key: value for key, value in os.environ.items() if not key.startswith(dropped)},
+        "OMP_NUM_THREADS": "1",
+        **more,
+    }
 
 
 def run(stage: Path, behaviour: str, rank: int = 1, *flags: str, **more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(stage, behaviour, rank, *flags), env=clean_env(**more), capture_output=True, text=True, timeout=90
-    )
+    args = command(stage, behaviour, rank, *flags)
+    return subprocess.run(args, env=clean_env(**more), capture_output=True, text=True, timeout=90, check=False)
 
 
 def ending(stage: Path) -> Termination:
@@ -48,7 +62,14 @@ def ending(stage: Path) -> Termination:
     ("behaviour", "rank", "want_code", "want_rank", "want_decision", "want_error"),
     [
         ("done", 1, 0, -1, "done", ""),
-        ("media", 1, 65, 1, "permanent", "the image cannot be read\n  where: cat.png\n  expected: PNG\n  got: 7 bytes\n  do: restore the file"),
+        (
+            "media",
+            1,
+            65,
+            1,
+            "permanent",
+            "the image cannot be read\n  where: cat.png\n  expected: PNG\n  got: 7 bytes\n  do: restore the file",
+        ),
         ("bug", 0, 1, 0, "retry-once", "ZeroDivisionError: one over nothing"),
         ("killed", 1, 137, 1, "retry", "killed by SIGKILL"),
         ("hang", 1, 145, 1, "retry", "no progress within the phase's limit"),
@@ -82,7 +103,9 @@ def test_every_attempt_has_its_own_folder_and_the_termination_message_is_written
         run(tmp_path / "sft", "media", 0, QWENVL_TERMINATION_LOG=str(message))
     assert attempts(str(tmp_path / "sft")) == [1, 2]
     assert json.loads(message.read_text())["attempt"] == 2
-    events = [json.loads(line)["event"] for line in (tmp_path / "sft/attempts/0002/events.jsonl").read_text().splitlines()]
+    events = [
+        json.loads(line)["event"] for line in (tmp_path / "sft/attempts/0002/events.jsonl").read_text().splitlines()
+    ]
     assert events == ["start", "rank ended", "end"]
 
 
@@ -91,7 +114,9 @@ def test_every_attempt_has_its_own_folder_and_the_termination_message_is_written
 
 @contextlib.contextmanager
 def running(args: list[str], **more: str) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(args, env=clean_env(**more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0)
+    process = subprocess.Popen(
+        args, env=clean_env(**more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
+    )
     try:
         yield process
     finally:
@@ -116,7 +141,11 @@ def pids(stage: Path, word: str, count: int) -> list[int]:
 
     def found() -> list[int]:
         text = "".join(path.read_text() for path in stage.glob("attempts/*/rank*.log"))
-        lines = [line.split() for line in text.splitlines() if f"{word} pid " in line or (word == "rank" and line.startswith("rank "))]
+        lines = [
+            line.split()
+            for line in text.splitlines()
+            if f"{word} pid " in line or (word == "rank" and line.startswith("rank "))
+        ]
         return [int(words[words.index("pid") + 1]) for words in lines]
 
     wait_for(lambda: len(found()) >= count)
@@ -159,13 +188,18 @@ def test_ranks_die_with_the_launcher(tmp_path: Path, victim: str) -> None:
             os.killpg(launcher.pid, signal.SIGKILL)
         took = wait_for(lambda: not any(alive(pid) for pid in ranks), OUTLIVE_S)
         assert took < OUTLIVE_S
-        for helper in pids(tmp_path / "sft", "helper", 2):  # untied on purpose; real ones tie themselves (trainer/warm.py)
+        for helper in pids(
+            tmp_path / "sft", "helper", 2
+        ):  # untied on purpose; real ones tie themselves (trainer/warm.py)
             os.kill(helper, signal.SIGKILL)
 
 
 def test_without_the_tie_a_rank_outlives_its_parent(tmp_path: Path) -> None:
     """The control of the test above: the same death without PR_SET_PDEATHSIG."""
-    code = "import subprocess, sys, time; print(subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']).pid, flush=True); time.sleep(60)"
+    code = (
+        "import subprocess, sys, time; child = [sys.executable, '-c', 'import time; time.sleep(60)'];"
+        "print(subprocess.Popen(child).pid, flush=True); time.sleep(60)"
+    )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
@@ -251,5 +285,8 @@ def test_each_error_has_its_code(error: BaseException, want: int) -> None:
 
 
 def test_the_launcher_imports_without_torch() -> None:
-    code = "import sys, trainer.launch; sys.exit(sum(name in sys.modules for name in ('torch', 'transformers', 'daft', 'torchx')))"
+    code = (
+        "import sys, trainer.launch;"
+        "sys.exit(sum(name in sys.modules for name in ('torch', 'transformers', 'daft', 'torchx')))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -18,7 +18,14 @@ def a_checkpoint(stage: Path, step: int, *, commit: bool = True, **more: Any) ->
     key = manifests.object_key(1, 0, "abcd")
     storage.create_once(storage.join(manifests.step_folder(str(stage), step), key), data)
     entry = Object(key=key, rank=0, size_bytes=len(data), header_bytes=8, sha256=storage.sha256_bytes(data))
-    facts: dict[str, Any] = {"stage": "sft", "attempt": 1, "nonce": "abcd", "world_size": 1, "stage_digest": "s", "plan_digest": "p"}
+    facts: dict[str, Any] = {
+        "stage": "sft",
+        "attempt": 1,
+        "nonce": "abcd",
+        "world_size": 1,
+        "stage_digest": "s",
+        "plan_digest": "p",
+    }
     facts |= {"base_model_digest": "b", "objects": (entry,), "num_parameters": 1, "optimizer": {}}
     manifest = Manifest(step=step, **(facts | more))
     if commit:
@@ -73,7 +80,9 @@ def test_retention_keeps_the_last_and_removes_what_crashes_left(tmp_path: Path) 
     assert manifests.steps(str(tmp_path)) == [100, 150, 200]
 
 
-def test_a_crash_in_the_middle_of_retention_leaves_no_damaged_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_in_the_middle_of_retention_leaves_no_damaged_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for step in (50, 100):
         a_checkpoint(tmp_path, step)
 

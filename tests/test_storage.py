@@ -100,7 +100,9 @@ def test_files_go_up_and_come_down(out: str, tmp_path: Path) -> None:
     assert (tmp_path / "new/down").read_bytes() == b"bytes"
 
 
-def test_a_write_that_dies_half_way_leaves_the_old_bytes_and_no_visible_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_dies_half_way_leaves_the_old_bytes_and_no_visible_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     storage.write_bytes(str(tmp_path / "x"), b"old")
 
     def full_disk(_: int) -> None:
@@ -113,7 +115,9 @@ def test_a_write_that_dies_half_way_leaves_the_old_bytes_and_no_visible_file(tmp
     assert os.listdir(tmp_path) == ["x"]
 
 
-def test_an_error_that_passes_is_retried_and_one_that_stays_becomes_a_storage_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_that_passes_is_retried_and_one_that_stays_becomes_a_storage_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     waits: list[float] = []
     monkeypatch.setattr(storage.time, "sleep", waits.append)
     failures = [ConnectionResetError("reset")] * 2

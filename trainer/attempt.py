@@ -49,7 +49,9 @@ class Attempt:
 
     def event(self, what: str, **facts: Any) -> None:
         """Add an event. Storage that does not answer is told and does not end the attempt."""
-        self._events.append({"event": what, "time": heartbeat.utc(), "attempt": self.number, "node": self.node, **facts})
+        self._events.append(
+            {"event": what, "time": heartbeat.utc(), "attempt": self.number, "node": self.node, **facts}
+        )
         data = "".join(json.dumps(event) + "\n" for event in self._events).encode()
         try:
             storage.write_bytes(storage.join(self.uri, self._events_name), data)
@@ -69,7 +71,8 @@ class Reporter:
     """Writes the node's heartbeat and last lines from a thread of its own: slow storage never delays the launcher."""
 
     def __init__(self, attempt: Attempt, run_dir: str, log_folder: str, ranks: Ranks, *, every_s: float):
-        self.attempt, self.run_dir, self.log_folder, self.ranks, self.every_s = attempt, run_dir, log_folder, ranks, every_s
+        self.attempt, self.ranks, self.every_s = attempt, ranks, every_s
+        self.run_dir, self.log_folder = run_dir, log_folder
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._report, daemon=True, name="qwenvl-report")
         self._sequence = 0
@@ -120,7 +123,9 @@ class Reporter:
                 phase=slowest.phase if slowest else "start",
                 phase_limit_s=slowest.phase_limit_s if slowest else heartbeat.PHASE_LIMIT_S["start"],
                 committed_step=max(committed, default=None),
-                ranks_alive=tuple(beat.rank for beat in beats if heartbeat.read_ending(self.run_dir, beat.rank) is None),
+                ranks_alive=tuple(
+                    beat.rank for beat in beats if heartbeat.read_ending(self.run_dir, beat.rank) is None
+                ),
                 written_at=heartbeat.utc(),
             ),
         )

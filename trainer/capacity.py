@@ -3,9 +3,9 @@
     needed = memory_of(recipe, "stage2", config, gpu_bytes=80 * 2**30)
     print(table(needed))
 
-Weights, gradients and optimizer state are exact counts from the model's config. Activations are an estimate (the formula
-is in `_activations`); fragmentation and libraries get a flat share. Torch-free. Only Qwen2.5-VL's shape is known here: other
-families add a function beside `_sizes`.
+Weights, gradients and optimizer state are exact counts from the model's config. Activations are an estimate (the
+formula is in `_activations`); fragmentation and libraries get a flat share. Torch-free. Only Qwen2.5-VL's shape is
+known here: other families add one beside `sizes_of`.
 """
 
 from __future__ import annotations
@@ -65,7 +65,9 @@ def sizes_of(config: Mapping[str, Any]) -> Sizes:
         ModelError: the config lacks a field, or is of another family.
     """
     if config.get("model_type") != "qwen2_5_vl":
-        raise ModelError("memory is worked out for qwen2_5_vl only", where="config.model_type", got=config.get("model_type"))
+        raise ModelError(
+            "memory is worked out for qwen2_5_vl only", where="config.model_type", got=config.get("model_type")
+        )
     text = {**config, **config.get("text_config", {})}
     vision = config.get("vision_config", {})
     try:
@@ -83,7 +85,11 @@ def sizes_of(config: Mapping[str, Any]) -> Sizes:
     v_layer = 4 * v_hidden * v_hidden + 4 * v_hidden + 3 * v_hidden * v_inner + 2 * v_inner + v_hidden + 2 * v_hidden
     merged = v_hidden * vision.get("spatial_merge_size", 2) ** 2
     merger = v_hidden + merged * merged + merged + merged * v_out + v_out
-    parameters = {"vision": patch * v_hidden + v_layers * v_layer, "merger": merger, "llm": embed + layers * layer + hidden}
+    parameters = {
+        "vision": patch * v_hidden + v_layers * v_layer,
+        "merger": merger,
+        "llm": embed + layers * layer + hidden,
+    }
     return Sizes(parameters, layers, hidden, inner, v_layers, v_hidden, v_inner, vocab, max(layer, vocab * hidden))
 
 
@@ -116,15 +122,21 @@ def memory_of(recipe: Recipe, stage: str, config: Mapping[str, Any], *, gpu_byte
 
 
 def _activations(recipe: Recipe, stage: str, sizes: Sizes, width: int) -> int:
-    """Per token and layer about 16 x hidden + 6 x intermediate values live between forward and backward (input, norms, q, k, v,
-    attention output, the three of the gated MLP) without checkpointing; with it, each layer's input plus one layer whole.
-    A frozen vision tower in front of nothing trained keeps nothing."""
+    """Per token and layer about 16 x hidden + 6 x intermediate values live between forward and backward (input,
+    norms, q, k, v, attention output, the three of the gated MLP) without checkpointing; with it, each layer's input
+    plus one layer whole. A frozen vision tower in front of nothing trained keeps nothing."""
     settings = recipe.stages.named()[stage]
     share = settings.compute.sequence_parallel
     tokens, patches = settings.packing.length // share, settings.packing.patch_budget // share
-    llm = _tower(tokens, sizes.llm_layers, sizes.llm_hidden, sizes.llm_intermediate, settings.compute.activation_checkpointing)
+    llm = _tower(
+        tokens, sizes.llm_layers, sizes.llm_hidden, sizes.llm_intermediate, settings.compute.activation_checkpointing
+    )
     vision = _tower(
-        patches, sizes.vision_layers, sizes.vision_hidden, sizes.vision_intermediate, settings.compute.activation_checkpointing
+        patches,
+        sizes.vision_layers,
+        sizes.vision_hidden,
+        sizes.vision_intermediate,
+        settings.compute.activation_checkpointing,
     )
     if not settings.train.vision:
         vision = patches * (16 * sizes.vision_hidden + 6 * sizes.vision_intermediate)  # one layer at a time
@@ -138,7 +150,9 @@ def _tower(tokens: int, layers: int, hidden: int, inner: int, checkpointing: boo
 
 def table(memory: Memory) -> str:
     """One line a part, largest first, and the sum."""
-    lines = [f"{size / GIB:10.2f} GiB  {name}" for name, size in sorted(memory.parts.items(), key=lambda item: -item[1])]
+    lines = [
+        f"{size / GIB:10.2f} GiB  {name}" for name, size in sorted(memory.parts.items(), key=lambda item: -item[1])
+    ]
     lines.append(f"{memory.total / GIB:10.2f} GiB  together")
     if memory.gpu_bytes is not None:
         verdict = "fits" if memory.fits else "does not fit"

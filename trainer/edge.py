@@ -3,8 +3,8 @@
     python -m trainer.edge MODULE ARGS...       started by trainer/launch.py, directly or through torchrun
 
 It ties the rank's life to its parent's, keeps stacks ready (faulthandler), starts the hang watchdog, runs MODULE as
-`__main__`, and writes an Ending (trainer/heartbeat.py) that the launcher reads: torchrun itself turns every failure into 1.
-After a failure no collective is issued and no interpreter shutdown is waited for: log, leave.
+`__main__`, and writes an Ending (trainer/heartbeat.py) that the launcher reads: torchrun itself turns every failure
+into 1. After a failure no collective is issued and no interpreter shutdown is waited for: log, leave.
 """
 
 from __future__ import annotations
@@ -116,7 +116,9 @@ def _take_log() -> None:
     """Under torchrun the rank itself sends its output to its log; started directly it has it from the launcher."""
     folder = os.environ.get(LOG_FOLDER)
     if folder:
-        log = os.open(os.path.join(folder, f"rank{os.environ['RANK']}.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        log = os.open(
+            os.path.join(folder, f"rank{os.environ['RANK']}.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644
+        )
         os.dup2(log, 1)
         os.dup2(log, 2)
 
@@ -140,6 +142,6 @@ def run(module: str, args: Sequence[str]) -> NoReturn:
 
 if __name__ == "__main__":
     # the pulse and the watchdog must be those of the package, not of a second copy named __main__
-    from trainer import edge
+    from trainer import edge  # noqa: PLW0406
 
     edge.run(sys.argv[1], sys.argv[2:])

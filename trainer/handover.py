@@ -1,8 +1,8 @@
 """StageResult: what a finished stage hands to the next one, and the only mark that it is finished.
 
-OUT/STAGE/result.json is created once. Reading it verifies sizes and the digests of the small files (`quick`) or every byte
-(`full`). The parent's digest is part of it, so a parent that changed makes the children stale: that is told with the
-chain of stages, and nothing is reused.
+OUT/STAGE/result.json is created once. Reading it verifies sizes and the digests of the small files (`quick`) or
+every byte (`full`). The parent's digest is part of it, so a parent that changed makes the children stale: that is
+told with the chain of stages, and nothing is reused.
 
     parent_of(recipe, "sft")        -> name of the stage (or init) whose model the stage starts from
     newest_result(out, before="sft")-> the newest StageResult before a stage, for generation and resume
@@ -106,7 +106,9 @@ def describe_model(out: str, uri: str) -> Model:
         at = storage.join(base, name)
         found[name] = ModelFile(sha256=storage.sha256_of(at), size_bytes=storage.size(at))
     if not found:
-        raise CheckpointError("no model to hand over", where=base, expected="a folder in Hugging Face layout", got="nothing")
+        raise CheckpointError(
+            "no model to hand over", where=base, expected="a folder in Hugging Face layout", got="nothing"
+        )
     return Model(uri=uri, files=found, digest=model_digest(found))
 
 
@@ -213,7 +215,9 @@ def _verify_checkpoint(out: str, result: StageResult, *, full: bool) -> None:
     except FileNotFoundError:
         found = "no such object"
     if result.checkpoint_digest and found != result.checkpoint_digest:
-        raise CheckpointError("the last checkpoint's manifest is damaged", where=uri, expected=result.checkpoint_digest, got=found)
+        raise CheckpointError(
+            "the last checkpoint's manifest is damaged", where=uri, expected=result.checkpoint_digest, got=found
+        )
     if full:
         for entry in manifests.read(uri).objects:
             at = storage.join(uri.rsplit("/", 1)[0], entry.key)
@@ -292,7 +296,9 @@ def _check_parent(chain: list[StageResult], result: StageResult, out: str) -> No
     )
 
 
-def finished(recipe: Recipe, stage: str, out: str, *, verify: Verify = "quick", accept: Iterable[str] = ()) -> StageResult | None:
+def finished(
+    recipe: Recipe, stage: str, out: str, *, verify: Verify = "quick", accept: Iterable[str] = ()
+) -> StageResult | None:
     """The stage's result when it is finished and still what is asked for; None when it is to be run.
 
     Raises:
@@ -335,7 +341,9 @@ def compare(
             do="undo the change, use another output, or repeat with "
             + " ".join(f"--accept-change {change.field}" for change in refused),
         )
-    return [manifests.Change(field=change.field, stored=change.stored, asked=change.asked, step=step) for change in found]
+    return [
+        manifests.Change(field=change.field, stored=change.stored, asked=change.asked, step=step) for change in found
+    ]
 
 
 def _covered(change: Change, accepted: list[str]) -> bool:

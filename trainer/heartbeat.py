@@ -1,4 +1,5 @@
-"""What a rank tells about itself while it lives (Pulse) and when it ends (Ending), and what a node tells storage (Heartbeat).
+"""What a rank tells about itself while it lives (Pulse) and when it ends (Ending), and what a node tells storage
+(Heartbeat).
 
     rank   --Pulse-->      RUN_DIR/rank-3.pulse     one fixed-size line in place, a few microseconds
     rank   --Ending-->     RUN_DIR/rank-3.end.json  written at the edge of the process (trainer/edge.py)
@@ -117,7 +118,8 @@ def utc(now: float | None = None) -> str:
 class Pulse:
     """Where this rank stands. Without a run directory (a test, a debugger) it keeps the state and writes nothing.
 
-    The line has a fixed size and is written in one call, so that a reader never sees half of it; JSON padded with blanks.
+    The line has a fixed size and is written in one call, so that a reader never sees half of it; JSON padded with
+    blanks.
     """
 
     def __init__(self, run_dir: str | None, rank: int, *, clock: Callable[[], float] = time.monotonic):
@@ -167,7 +169,7 @@ _PULSE: Pulse | None = None
 
 def pulse() -> Pulse:
     """This process's pulse; made at first use from RANK and QWENVL_RUN_DIR."""
-    global _PULSE
+    global _PULSE  # noqa: PLW0603 - one pulse a process
     if _PULSE is None:
         _PULSE = Pulse(os.environ.get(RUN_DIR), int(os.environ.get("RANK", "0")))
     return _PULSE

@@ -4,7 +4,8 @@
 
 On one node the ranks are started directly with the environment that torchrun would give them (importing torch in the
 launcher would cost seconds before the first rank starts); on several nodes, or with --torchrun, through
-torch.distributed.run, which reads PET_* as the training-operator sets them. Either way each rank runs under trainer/edge.py.
+torch.distributed.run, which reads PET_* as the training-operator sets them. Either way each rank runs under
+trainer/edge.py.
 
     attempts/NNNN/events.jsonl        start, first failure, signals, end
     attempts/NNNN/rankR.log           everything rank R printed; rank 0's is shown here as well
@@ -59,13 +60,17 @@ class Options:
 
 def parse(argv: Sequence[str], env: Mapping[str, str]) -> Options:
     """Raises UsageError for what does not fit together."""
-    own, rest = (list(argv[: argv.index("--")]), list(argv[argv.index("--") + 1 :])) if "--" in argv else (list(argv), [])
+    own, rest = (
+        (list(argv[: argv.index("--")]), list(argv[argv.index("--") + 1 :])) if "--" in argv else (list(argv), [])
+    )
     parser = argparse.ArgumentParser(prog="python -m trainer.launch", description="Start the ranks of one node.")
     parser.add_argument("--nnodes", type=int, default=int(env.get("PET_NNODES", "1").split(":")[0]))
     parser.add_argument("--nproc-per-node", type=int, default=int(env.get("PET_NPROC_PER_NODE", "1")))
     parser.add_argument("--module", default="trainer.train", help="program of a rank, run as python -m MODULE")
     parser.add_argument("--stage-uri", help="default: OUT/STAGE of the program's --out and --stage")
-    parser.add_argument("--attempt", type=int, default=int(env[heartbeat.ATTEMPT]) if heartbeat.ATTEMPT in env else None)
+    parser.add_argument(
+        "--attempt", type=int, default=int(env[heartbeat.ATTEMPT]) if heartbeat.ATTEMPT in env else None
+    )
     parser.add_argument("--shutdown-timeout", type=float, default=120.0, help="seconds for a commit after SIGTERM")
     parser.add_argument("--peer-grace", type=float, default=PEER_GRACE_S, help="seconds for ranks after another failed")
     parser.add_argument("--heartbeat", type=float, default=10.0, help="seconds between heartbeats in storage")
@@ -114,7 +119,9 @@ class Launch:
         self.signalled: int | None = None
         self.ended_by_us: set[int] = set()
         self.oom_kills = _oom_kills()
-        self._shown: dict[str, int] = {path.name: path.stat().st_size for path in Path(self.log_folder).glob("rank*.log")}
+        self._shown: dict[str, int] = {
+            path.name: path.stat().st_size for path in Path(self.log_folder).glob("rank*.log")
+        }
         self._look_again = 0.0
 
     # ------------------------------------------------------------ the course of things
@@ -123,7 +130,9 @@ class Launch:
         options = self.options
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
-        self.attempt.event("start", world_size=options.nnodes * options.procs, module=options.module, args=list(options.args))
+        self.attempt.event(
+            "start", world_size=options.nnodes * options.procs, module=options.module, args=list(options.args)
+        )
         ranks = (Torchrun if options.torchrun else Direct).start(options, self._rank_env(), self.log_folder)
         reporter = Reporter(self.attempt, self.run_dir, self.log_folder, ranks, every_s=options.heartbeat_s).start()
         try:
@@ -182,7 +191,9 @@ class Launch:
                 continue
             beat = heartbeat.read_pulse(self.run_dir, rank)
             assert beat is not None
-            error = Hang("no progress within the phase's limit", where=f"rank {rank}, phase {beat.phase}, step {beat.step}")
+            error = Hang(
+                "no progress within the phase's limit", where=f"rank {rank}, phase {beat.phase}, step {beat.step}"
+            )
             ending = Ending(rank=rank, code=Hang.code, error=str(error), kind="Hang", phase=beat.phase, step=beat.step)
             heartbeat.ending_path(self.run_dir, rank).write_text(ending.model_dump_json())
             ranks.abort(rank)  # faulthandler writes the stacks without the lock
@@ -236,7 +247,11 @@ class Launch:
             return ending
         facts = {} if beat is None else {"phase": beat.phase, "step": beat.step, "committed_step": beat.committed_step}
         if rank in self.ended_by_us and status in (None, -signal.SIGKILL):
-            what = "did not leave in time after the signal" if self.signalled else "was ended because another rank had failed"
+            what = (
+                "did not leave in time after the signal"
+                if self.signalled
+                else "was ended because another rank had failed"
+            )
             return Ending(rank=rank, code=PeerLost.code, error=f"rank {rank} {what}", **facts)
         if status == -signal.SIGKILL and _oom_kills() > self.oom_kills:
             error = OutOfMemory("the kernel killed the rank: host memory ran out", where=f"rank {rank}", got=_memory())

@@ -199,7 +199,9 @@ def check_sizes(stage_uri: str, manifest: Manifest) -> None:
         except FileNotFoundError:
             found = "no such object"
         if found != entry.size_bytes:
-            raise damaged(uri, expected=f"{entry.size_bytes} bytes", got=f"{found} bytes" if found != "no such object" else found)
+            raise damaged(
+                uri, expected=f"{entry.size_bytes} bytes", got=f"{found} bytes" if found != "no such object" else found
+            )
 
 
 def damaged(uri: str, *, expected: object, got: object) -> CheckpointError:

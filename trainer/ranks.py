@@ -113,7 +113,9 @@ class Torchrun:
         if options.nnodes == 1 and "PET_RDZV_ENDPOINT" not in env and "PET_MASTER_ADDR" not in env:
             args += ["--standalone"]
         args += ["-m", "trainer.edge", options.module, *options.args]
-        return cls(warm.start("torch.distributed.run", args, env={**env, LOG_FOLDER: log_folder}), options.shutdown_timeout_s)
+        return cls(
+            warm.start("torch.distributed.run", args, env={**env, LOG_FOLDER: log_folder}), options.shutdown_timeout_s
+        )
 
     def poll(self) -> dict[int, int | None]:
         return {self.AGENT: self.agent.poll()}
@@ -133,7 +135,7 @@ class Torchrun:
     def final(self, statuses: Mapping[int, int | None], run_dir: str) -> dict[int, int | None]:
         """Ranks that left a record or a pulse; the agent's own code stands only when there is none."""
         agent = statuses[self.AGENT]
-        found: dict[int, int | None] = {rank: -signal.SIGKILL if agent else 0 for rank in ranks_in(run_dir)}
+        found: dict[int, int | None] = dict.fromkeys(ranks_in(run_dir), -signal.SIGKILL if agent else 0)
         return found or {0: agent}
 
 

@@ -1,11 +1,11 @@
 """Bytes in and out of a folder or S3, the same calls for both: atomic writes, create-once, bounded retries.
 
-A URI is a path (`out/tiny`, `/data/out`, `file:///data/out`) or an object store's address (`s3://bucket/key`). Every write
-is atomic: a reader sees the old bytes or the new ones, never a part. `create_once` is the only lock this system uses on
-storage: of several writers exactly one creates the object (os.link in a folder, If-None-Match on S3).
+A URI is a path (`out/tiny`, `/data/out`, `file:///data/out`) or an object store's address (`s3://bucket/key`). Every
+write is atomic: a reader sees the old bytes or the new ones, never a part. `create_once` is the only lock this
+system uses on storage: of several writers exactly one creates the object (os.link in a folder, If-None-Match on S3).
 
-Errors: FileNotFoundError and FileExistsError as Python's own calls raise them; everything that retrying could not cure is
-StorageError (exit code 146). The endpoint and credentials of S3 come from the environment as botocore reads it
+Errors: FileNotFoundError and FileExistsError as Python's own calls raise them; everything that retrying could not
+cure is StorageError (exit code 146). The endpoint and credentials of S3 come from the environment as botocore reads it
 (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_PROFILE, ...).
 """
 
@@ -90,7 +90,10 @@ def _retried(call: Callable[[], T], uri: str, doing: str) -> T:
             raise
         except PermissionError as error:
             raise StorageError(
-                f"storage refused to {doing}", where=uri, got=_told(error), do="check the credentials and the bucket's policy"
+                f"storage refused to {doing}",
+                where=uri,
+                got=_told(error),
+                do="check the credentials and the bucket's policy",
             ) from error
         except Exception as error:  # each client library has its own tree; all of them end up here
             if _s3_code(error) in ("PreconditionFailed", "412"):
@@ -102,7 +105,8 @@ def _retried(call: Callable[[], T], uri: str, doing: str) -> T:
 
 
 def _s3_code(error: BaseException | None) -> str | None:
-    """S3's own name of an error, which s3fs keeps as the cause (it has no errno of its own for a failed If-None-Match)."""
+    """S3's own name of an error, which s3fs keeps as the cause (it has no errno of its own for a failed
+    If-None-Match)."""
     while error is not None:
         response = getattr(error, "response", None)
         if isinstance(response, dict):
@@ -175,7 +179,8 @@ def size(uri: str) -> int:
 
 
 def list_dir(uri: str) -> list[str]:
-    """Names directly inside, sorted; empty when there is no such folder. Temporary files of unfinished writes are left out."""
+    """Names directly inside, sorted; empty when there is no such folder. Temporary files of unfinished writes are
+    left out."""
     path = local_path(uri)
     if path is not None:
         names = os.listdir(path) if os.path.isdir(path) else []
@@ -227,7 +232,8 @@ def write_bytes(uri: str, data: Buffer) -> None:
                 _write_synced(temporary, data)
                 os.replace(temporary, path)
 
-        return _local(call, uri, "write")
+        _local(call, uri, "write")
+        return
     fs, key = _remote(uri)
     _retried(lambda: fs.pipe_file(key, _body(data), chunksize=PART_BYTES), uri, "write")
 
@@ -264,7 +270,9 @@ def create_once(uri: str, data: Buffer) -> bool:
     else:
         fs, key = _remote(uri)
         if not hasattr(fs, "call_s3"):
-            raise StorageError("this storage cannot create an object only once", where=uri, expected="a folder or s3://")
+            raise StorageError(
+                "this storage cannot create an object only once", where=uri, expected="a folder or s3://"
+            )
         attempt = lambda: _retried(  # noqa: E731
             lambda: fs.pipe_file(key, _body(data), mode="create", chunksize=PART_BYTES), uri, "create"
         )
@@ -306,7 +314,8 @@ def upload_file(local: str, uri: str) -> None:
                 shutil.copyfile(local, temporary)
                 os.replace(temporary, path)
 
-        return _local(call, uri, "write")
+        _local(call, uri, "write")
+        return
     fs, key = _remote(uri)
     _retried(lambda: fs.put_file(local, key, chunksize=PART_BYTES), uri, "write")
 
@@ -332,7 +341,8 @@ def remove(uri: str) -> None:
     path = local_path(uri)
     with contextlib.suppress(FileNotFoundError):
         if path is not None:
-            return _local(lambda: os.unlink(path), uri, "remove")
+            _local(lambda: os.unlink(path), uri, "remove")
+            return
         fs, key = _remote(uri)
         _retried(lambda: fs.rm_file(key), uri, "remove")
 

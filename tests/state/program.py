@@ -1,6 +1,7 @@
 """A small ZeRO-3 program for the checkpoint tests: trains, commits, loads, and prints digests of the whole state.
 
-python -m tests.state.program OUT SCRIPT      SCRIPT is JSON: [["train", n], ["commit"], ["load"], ["digest", NAME], ...]
+python -m tests.state.program OUT SCRIPT      SCRIPT is JSON: [["train", n], ["commit"], ["load"], ["digest", NAME],
+...]
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def s3_server(folder: Path) -> Iterator[dict[str, str]]:
             stdout=log,
             stderr=log,
             stdin=subprocess.DEVNULL,
-            preexec_fn=die_with_parent,
+            preexec_fn=die_with_parent,  # noqa: PLW1509 - one prctl call
             env={**os.environ, **env},
         )
     try:

@@ -1,7 +1,9 @@
-"""Metrics: rows of named numbers per step, in memory until they are committed with a checkpoint, and in a file to look at.
+"""Metrics: rows of named numbers per step, in memory until they are committed with a checkpoint, and in a file to
+look at.
 
-The truth is in storage: the parts that a manifest lists (trainer/manifest.MetricsPart). `attempts/NNNN/metrics.jsonl` is the
-view of one attempt while it runs; steps after the last commit are in it too, and a later attempt repeats them.
+The truth is in storage: the parts that a manifest lists (trainer/manifest.MetricsPart).
+`attempts/NNNN/metrics.jsonl` is the view of one attempt while it runs; steps after the last commit are in it too,
+and a later attempt repeats them.
 
     metrics = Metrics(path)                     # rank 0
     metrics.log(step, {"loss": 2.3})

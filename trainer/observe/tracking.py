@@ -1,8 +1,9 @@
 """MLflow: a run of the pipeline, a child run per stage, metrics while training. A view: storage is the truth.
 
-Rank 0 starts a sender process and goes on; importing MLflow (3.7 s, with the interpreter lock) and talking to its server
-happen there only. The sender follows attempts/NNNN/metrics.jsonl, asks MLflow for the last step it has and sends what
-lies above, also what earlier attempts committed and could not send. A server that does not answer costs the training nothing.
+Rank 0 starts a sender process and goes on; importing MLflow (3.7 s, with the interpreter lock) and talking to its
+server happen there only. The sender follows attempts/NNNN/metrics.jsonl, asks MLflow for the last step it has and
+sends what lies above, also what earlier attempts committed and could not send. A server that does not answer costs
+the training nothing.
 
     sender = tracking.start(Spec(...))                    # rank 0, after the plan is known
     sender.finish(status="FINISHED", freeze_table=[...])  # waits a few seconds at most
@@ -80,9 +81,16 @@ def tracking_uri(recipe: Recipe, out: str, env: Mapping[str, str] = os.environ) 
 
 
 def params_of(
-    recipe: Recipe, stage: str, *, digests: Mapping[str, str], world_size: int, parent_stage_run: str | None = None, **more: object
+    recipe: Recipe,
+    stage: str,
+    *,
+    digests: Mapping[str, str],
+    world_size: int,
+    parent_stage_run: str | None = None,
+    **more: object,
 ) -> dict[str, str]:
-    """Parameters of a stage's run: freeze configuration, packing, pixel and frame budgets, digests, world size, lineage.
+    """Parameters of a stage's run: freeze configuration, packing, pixel and frame budgets, digests, world size,
+    lineage.
 
     Args:
         digests: plan, data, stage, base_model ... -> digest.NAME
@@ -162,7 +170,9 @@ def start(spec: Spec) -> Sender | None:
         env = {key: value for key, value in os.environ.items() if key not in dropped}
         env |= LIMITS | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         process = subprocess.Popen(
-            [sys.executable, "-m", "trainer.observe.tracking", folder, str(os.getpid())], env=env, stdin=subprocess.DEVNULL
+            [sys.executable, "-m", "trainer.observe.tracking", folder, str(os.getpid())],
+            env=env,
+            stdin=subprocess.DEVNULL,
         )
         return Sender(process, folder)
     except OSError as error:
@@ -217,7 +227,9 @@ class Mirror:
         name = self.spec.experiment
         known = self.client.get_experiment_by_name(name)
         experiment = known.experiment_id if known else self._create_experiment(name)
-        return self._create(self.spec.out, experiment, f"{name} {self.spec.out.rstrip('/').rsplit('/', 1)[-1]}", {"out": self.spec.out})
+        return self._create(
+            self.spec.out, experiment, f"{name} {self.spec.out.rstrip('/').rsplit('/', 1)[-1]}", {"out": self.spec.out}
+        )
 
     def _create_experiment(self, name: str) -> str:
         path = storage.local_path(self.spec.out)
@@ -242,7 +254,11 @@ class Mirror:
         from mlflow.entities import Param, RunTag
 
         new = [Param(key, value) for key, value in params.items() if key not in known]
-        tags = [RunTag(f"{key}.attempt{self.spec.attempt}", value) for key, value in params.items() if known.get(key, value) != value]
+        tags = [
+            RunTag(f"{key}.attempt{self.spec.attempt}", value)
+            for key, value in params.items()
+            if known.get(key, value) != value
+        ]
         tags.append(RunTag("attempt", str(self.spec.attempt)))
         for at in range(0, len(new), 90):
             self.client.log_batch(self.run_id, params=new[at : at + 90])
@@ -254,7 +270,9 @@ class Mirror:
 
         waiting: list[Any] = []
         for row in sorted(rows, key=lambda row: row["step"]):
-            new = {key: value for key, value in row["values"].items() if row["step"] > self.had or key not in self.known}
+            new = {
+                key: value for key, value in row["values"].items() if row["step"] > self.had or key not in self.known
+            }
             stamp = int(row["time"] * 1000)
             waiting += [Metric(key, value, stamp, row["step"]) for key, value in new.items() if value is not None]
             if len(waiting) >= BATCH:
@@ -291,7 +309,10 @@ def committed_rows(stage_uri: str) -> list[dict[str, Any]]:
     from trainer import manifest as manifests
     from trainer.observe.metrics import history
 
-    return [{"step": row.step, "time": row.time, "values": row.values} for row in history(stage_uri, manifests.newest(stage_uri))]
+    return [
+        {"step": row.step, "time": row.time, "values": row.values}
+        for row in history(stage_uri, manifests.newest(stage_uri))
+    ]
 
 
 def follow(folder: str) -> None:
@@ -319,7 +340,11 @@ def follow(folder: str) -> None:
             unreachable.touch()
             if failures == 0:
                 told = str(error).strip().split("\n")[0][:300]
-                print(f"tracking: MLflow at {spec.uri} does not take it: {type(error).__name__}: {told}", file=sys.stderr, flush=True)
+                print(
+                    f"tracking: MLflow at {spec.uri} does not take it: {type(error).__name__}: {told}",
+                    file=sys.stderr,
+                    flush=True,
+                )
             time.sleep(RETRY_S[min(failures, len(RETRY_S) - 1)] if not closing else POLL_S)
             failures += 1
 

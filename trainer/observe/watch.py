@@ -1,7 +1,8 @@
 """Hang watchdog of one rank: when nothing got done within the phase's limit, write all stacks and end with 145.
 
-What counts as progress is the rank's own pulse (trainer/heartbeat.py): each step, each file loaded, each phase. The thread
-needs the interpreter lock; a rank that hangs while holding it is ended by the launcher, which sees the same pulse from outside.
+What counts as progress is the rank's own pulse (trainer/heartbeat.py): each step, each file loaded, each phase. The
+thread needs the interpreter lock; a rank that hangs while holding it is ended by the launcher, which sees the same
+pulse from outside.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
     resume.load(engine, stage_uri, manifest)           # all ranks; masters, moments, counters, schedule, random state
 
 Each rank reads the objects' headers, works out which objects overlap its own slices, and the ranks of a node share the
-fetching: every object is fetched and verified once a node, then mapped. A damaged object is told by every rank alike, so that no rank
-waits for another in a collective.
+fetching: every object is fetched and verified once a node, then mapped. A damaged object is told by every rank
+alike, so that no rank waits for another in a collective.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ def load(engine: Any, stage_uri: str, manifest: Manifest, *, cache_dir: str | No
     """Put a checkpoint into the engine. Every rank calls it.
 
     Raises:
-        CheckpointError: an object is damaged or missing, or its slices do not cover the model's; the same on every rank.
+        CheckpointError: an object is damaged or missing, or its slices do not cover the model's; the same on every
+        rank.
     """
     headers = _agree(lambda: _read_headers(stage_uri, manifest))
     owned = slices.local(engine)

@@ -1,8 +1,9 @@
 """Slices: what this rank owns of every trainable parameter, in fp32, whatever sharding made it so.
 
 A slice is (parameter name, start, stop) of the flattened parameter with three arrays: the fp32 master and Adam's two
-moments. Nothing of DeepSpeed is in the stored format; this file is the one adapter, for ZeRO-3. Under ZeRO-3 rank r of W
-owns [r * ceil(n / W), (r + 1) * ceil(n / W)) of the flat parameter; the tail of the last owner is padding and is cut off.
+moments. Nothing of DeepSpeed is in the stored format; this file is the one adapter, for ZeRO-3. Under ZeRO-3 rank r
+of W owns [r * ceil(n / W), (r + 1) * ceil(n / W)) of the flat parameter; the tail of the last owner is padding and
+is cut off.
 
     local(engine)    -> views of this rank's slices (nothing is copied)
     restored(engine) -> context in which the views may be overwritten; leaving it puts them to use
@@ -39,7 +40,7 @@ def bounds(numel: int, rank: int, world_size: int) -> tuple[int, int]:
     return min(numel, rank * share), min(numel, (rank + 1) * share)
 
 
-def _trainable(engine: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
+def _trainable(engine: Any) -> Iterator[tuple[str, Any]]:
     """Names and parameters in the module's order; a tied parameter appears once, under its first name."""
     for name, parameter in engine.module.named_parameters():
         if parameter.requires_grad:
@@ -74,8 +75,9 @@ def local(engine: Any) -> list[Slice]:
             continue
         tensors = {}
         for key in STATES:
-            # The public safe_get_local_* copy to the accelerator when the state is offloaded; this view stays where it is.
-            view, _ = zero._get_fp32_opt_state_partition(  # noqa: SLF001
+            # The public safe_get_local_* copy to the accelerator when the state is offloaded; this view stays where
+            # it is.
+            view, _ = zero._get_fp32_opt_state_partition(
                 parameter, release_swap_buffers=True, optim_state_key=None if key == "master" else key
             )
             tensors[key] = view.detach()[: stop - start]
@@ -96,7 +98,7 @@ def restored(engine: Any) -> Iterator[list[Slice]]:
         persistent[0].partition(persistent)
     with torch.no_grad():
         for _, parameter in _trainable(engine):
-            view, _ = zero._get_fp32_opt_state_partition(parameter, release_swap_buffers=True)  # noqa: SLF001
+            view, _ = zero._get_fp32_opt_state_partition(parameter, release_swap_buffers=True)
             parameter.ds_tensor.copy_(view)
             if getattr(parameter, "ds_secondary_tensor", None) is not None:
                 raise AssertionError("hpZ keeps a second copy of the weights that this adapter does not restore")
@@ -127,8 +129,8 @@ def optimizer_facts(engine: Any) -> dict[str, Any]:
 
 
 def restore_optimizer_facts(engine: Any, facts: dict[str, Any]) -> None:
-    """Put back what optimizer_facts returned. Hyperparameters go to the group of the same place; micro-steps are counted
-    anew from the accumulation of now, which another world size changes."""
+    """Put back what optimizer_facts returned. Hyperparameters go to the group of the same place; micro-steps are
+    counted anew from the accumulation of now, which another world size changes."""
     optimizer = engine.optimizer.optimizer
     for flat in engine.optimizer.fp32_partitioned_groups_flat:
         step = optimizer.state[flat]["step"]

@@ -3,7 +3,8 @@
 The copy is the only time that training stands still for a checkpoint; hashing and writing happen from the buffer in the
 background (trainer/state/upload.py). The bytes are a safetensors file, one 1-D float32 tensor per (parameter, state):
 
-    header   "__metadata__": {"format": "1", "step", "rank", "world_size", "rng", "slices": {name: [start, stop, numel]}}
+    header   "__metadata__": {"format": "1", "step", "rank", "world_size", "rng", "slices": {name: [start, stop,
+    numel]}}
              "NAME|master", "NAME|exp_avg", "NAME|exp_avg_sq": dtype F32, shape [stop - start], offsets
     data     in the order of the header
 
@@ -17,7 +18,7 @@ import json
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -89,7 +90,7 @@ class Snapshots:
             step=step,
             rank=rank,
             world_size=world_size,
-            buffer=memoryview(buffer.numpy()),
+            buffer=memoryview(cast(Any, buffer.numpy())),
             header_bytes=len(header),
             num_elements=num_elements,
             optimizer=slices.optimizer_facts(engine),

@@ -1,12 +1,13 @@
 """Uploader: a snapshot becomes a committed checkpoint while training goes on.
 
     main thread        commit(snapshot) -> returns at once;  poll() at every step: raises what failed in the background
-    each rank, thread  sha256, create-once of its own object, report {key, size, sha256} through the process group's store
-    rank 0, thread     waits for all reports, writes the metrics part, then the manifest (create-once), then retention
+    each rank, thread  sha256, create-once of its own object, report {key, size, sha256} through the process group's
+    store rank 0, thread     waits for all reports, writes the metrics part, then the manifest (create-once), then
+    retention
 
 No collective is issued: ranks meet in the key-value store that the process group began with, so a slow upload never
-stands in the way of a gradient reduction. One commit is in flight at a time: the next one waits for it, and the wait is counted
-as stall. A crash at any point leaves the checkpoint before or this one.
+stands in the way of a gradient reduction. One commit is in flight at a time: the next one waits for it, and the wait
+is counted as stall. A crash at any point leaves the checkpoint before or this one.
 """
 
 from __future__ import annotations
@@ -84,7 +85,10 @@ class Uploader:
         """Last step committed in this attempt, as far as this rank knows."""
         self.stall_s = 0.0
         """Seconds that training stood still for copies and for commits before, together."""
-        self._store = dist.PrefixStore(f"qwenvl/commit/{identity.stage}", store or default_store())
+        meeting = store or default_store()
+        self._store = dist.PrefixStore(  # pyright: ignore[reportPrivateImportUsage] - documented, not exported
+            f"qwenvl/commit/{identity.stage}", meeting
+        )
         self._parts: tuple[MetricsPart, ...] = resumed.metrics if resumed else ()
         self._flight: _Flight | None = None
         self._number = 0
@@ -101,7 +105,8 @@ class Uploader:
         metrics: Iterable[Row] = (),
         extra: Mapping[str, Any] | None = None,
     ) -> None:
-        """Begin to commit. All ranks call it at the same step; rank 0's loader state, skips, metrics and extra are stored.
+        """Begin to commit. All ranks call it at the same step; rank 0's loader state, skips, metrics and extra are
+        stored.
 
         A step that was begun already is not begun twice.
 
@@ -123,7 +128,8 @@ class Uploader:
         flight.thread.start()
 
     def poll(self) -> int | None:
-        """Last committed step of this attempt; raises what went wrong in the background. Cheap enough for every step."""
+        """Last committed step of this attempt; raises what went wrong in the background. Cheap enough for every
+        step."""
         flight = self._flight
         if flight is not None and flight.thread is not None and not flight.thread.is_alive():
             if flight.error is not None:
@@ -148,7 +154,9 @@ class Uploader:
         assert flight.thread is not None
         flight.thread.join(self.timeout_s)
         if flight.thread.is_alive():
-            raise StorageError("a commit did not end in time", where=f"step {flight.step}", expected=f"{self.timeout_s:.0f} s")
+            raise StorageError(
+                "a commit did not end in time", where=f"step {flight.step}", expected=f"{self.timeout_s:.0f} s"
+            )
         if flight.error is not None:
             raise flight.error
         if self.rank != 0:
@@ -167,7 +175,9 @@ class Uploader:
                 entry = self._upload(snapshot)
             finally:
                 snapshot.written.set()
-            self._store.set(f"{flight.number}/{self.rank}", json.dumps({"object": entry.model_dump(), "of": snapshot.num_elements}))
+            self._store.set(
+                f"{flight.number}/{self.rank}", json.dumps({"object": entry.model_dump(), "of": snapshot.num_elements})
+            )
             if self.rank == 0:
                 self._finish(flight, snapshot)
                 self._store.set(f"{flight.number}/done", str(flight.step))
@@ -201,7 +211,11 @@ class Uploader:
         reports = [json.loads(self._store.get(key)) for key in keys]
         for rank, report in enumerate(reports):
             if "error" in report:
-                raise StorageError(f"rank {rank} could not store its part of the checkpoint", where=f"step {flight.step}", got=report["error"])
+                raise StorageError(
+                    f"rank {rank} could not store its part of the checkpoint",
+                    where=f"step {flight.step}",
+                    got=report["error"],
+                )
         parts = self._parts + self._metrics_part(flight)
         manifests.commit(self.stage_uri, self._manifest(flight, snapshot, reports, parts))
         self._parts = parts
@@ -228,7 +242,9 @@ class Uploader:
         )
         return (part,)
 
-    def _manifest(self, flight: _Flight, snapshot: Snapshot, reports: list[dict], parts: tuple[MetricsPart, ...]) -> Manifest:
+    def _manifest(
+        self, flight: _Flight, snapshot: Snapshot, reports: list[dict], parts: tuple[MetricsPart, ...]
+    ) -> Manifest:
         identity = self.identity
         return Manifest(
             stage=identity.stage,
@@ -271,6 +287,6 @@ class Uploader:
 def default_store() -> Any:
     """The store that the process group met in. torch has no public name for it; its own elastic and checkpoint code
     use this one."""
-    store = dist.distributed_c10d._get_default_store()  # noqa: SLF001
+    store = dist.distributed_c10d._get_default_store()
     store.set_timeout(timedelta(seconds=TIMEOUT_S))
     return store
