@@ -154,6 +154,16 @@ def test_a_commit_lands_in_the_background_and_the_step_is_known(tmp_path: Path, 
     assert uploader.wait() == 5
 
 
+def test_an_attempt_that_resumes_at_the_last_step_does_not_commit_it_again(tmp_path: Path, group: None) -> None:
+    first = an_uploader(tmp_path)
+    first.commit(a_snapshot(5), loader={})
+    first.wait()
+    again = an_uploader(tmp_path, resumed=manifests.newest(str(tmp_path)))
+    again.commit(a_snapshot(5, b"others"), loader={})
+    assert again.wait() is None  # nothing was committed in this attempt
+    assert len(os.listdir(manifests.step_folder(str(tmp_path), 5))) == 2  # one object, one manifest
+
+
 @pytest.mark.parametrize("crash_at", [1, 2, 3, None])
 def test_a_crash_at_any_write_leaves_the_checkpoint_before_or_the_new_one(
     tmp_path: Path, group: None, monkeypatch: pytest.MonkeyPatch, crash_at: int | None

@@ -92,7 +92,8 @@ class Uploader:
         self._parts: tuple[MetricsPart, ...] = resumed.metrics if resumed else ()
         self._flight: _Flight | None = None
         self._number = 0
-        self._last_step: int | None = None
+        # A resumed step is committed already: an attempt that only hands over does not commit it again.
+        self._last_step: int | None = resumed.step if resumed else None
 
     # ------------------------------------------------------------ main thread
 
