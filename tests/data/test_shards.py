@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from tests.data.builders import a_caption, a_clip, a_source, a_text
+from trainer import storage
 from trainer.data.sample import from_json
 from trainer.data.shards import MANIFEST, ShardReader, ShardWriter, Source, read_column, write_column
 from trainer.errors import ShardError
@@ -120,6 +121,34 @@ def test_media_that_are_not_the_samples_are_refused(tmp_path):
     with pytest.raises(ShardError, match="not complete"):
         writer.add(sample, [])
     writer.abort()
+
+
+def test_a_source_elsewhere_is_fetched_shard_by_shard_into_a_bounded_cache(tmp_path):
+    source = a_source("memory://bucket/source", SAMPLES, shard_bytes=4096)
+    assert source.num_shards > 2
+    cache = tmp_path / "cache"
+    reader = ShardReader(source, cache_dir=str(cache), cache_bytes=1)
+    places = [(shard, row) for shard in range(source.num_shards) for row in range(source.index(shard).num_rows)]
+    for _ in range(2):
+        assert [reader.media(*place) for place in places] == [files for _, files in SAMPLES]
+        assert len(os.listdir(cache)) == 1  # the cap holds, and the shard in use stays
+    reader.close()
+    with pytest.raises(ShardError, match="not finished"):
+        Source.open("memory://bucket/nothing")
+
+
+def test_what_lies_damaged_in_the_cache_is_fetched_again_and_damage_at_its_origin_is_an_error(tmp_path):
+    source = a_source("memory://bucket/damaged", SAMPLES)
+    ShardReader(source, cache_dir=str(tmp_path)).media(0, 0)
+    (file,) = tmp_path.iterdir()
+    data = bytearray(file.read_bytes())
+    data[600] ^= 1
+    file.write_bytes(data)
+    assert ShardReader(source, cache_dir=str(tmp_path)).media(0, 0) == SAMPLES[0][1]
+    storage.write_bytes("memory://bucket/damaged/00000.tar", bytes(data))
+    file.write_bytes(data)
+    with pytest.raises(ShardError, match="row 0"):
+        ShardReader(source, cache_dir=str(tmp_path)).media(0, 0)
 
 
 def test_a_column_is_read_only_with_its_key_and_its_number_of_rows(tmp_path):

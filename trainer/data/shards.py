@@ -323,9 +323,11 @@ class ShardReader:
         """The row's tar members, verified."""
         index = self.source.index(shard)
         offset, size, digest = (index[name][row].as_py() for name in ("offset", "size", "digest"))
-        with self._lock:  # an eviction must not close the descriptor under a read
-            data = os.pread(self._descriptor(shard), size, offset)
-        if len(data) != size or hashlib.sha256(data).hexdigest() != digest:
+        data = self._read(shard, offset, size)
+        if not _is(data, size, digest) and not self._local:  # the cache is a hint: fetch it again, once
+            self._forget(shard)
+            data = self._read(shard, offset, size)
+        if not _is(data, size, digest):
             raise ShardError(
                 "a row's bytes are not what was written",
                 where=self._where(shard, row),
@@ -334,6 +336,19 @@ class ShardReader:
                 do="remove the shard and prepare the source again; look at the disk or the transfer",
             )
         return data
+
+    def _read(self, shard: int, offset: int, size: int) -> bytes:
+        with self._lock:  # an eviction must not close the descriptor under a read
+            return os.pread(self._descriptor(shard), size, offset)
+
+    def _forget(self, shard: int) -> None:
+        with self._lock:
+            descriptor, _, owned = self._files.pop(shard, (None, 0, None))
+            if descriptor is not None:
+                os.close(descriptor)
+            if owned:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(owned)
 
     def _where(self, shard: int, row: int) -> str:
         ids = self.source.index(shard)["id"]
@@ -389,6 +404,10 @@ class ShardReader:
         if self._temporary is not None:
             self._temporary.cleanup()
             self._temporary = None
+
+
+def _is(data: bytes, size: int, digest: str) -> bool:
+    return len(data) == size and hashlib.sha256(data).hexdigest() == digest
 
 
 def _members(data: bytes) -> list[tuple[str, bytes]]:
