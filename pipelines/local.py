@@ -35,6 +35,7 @@ class Lines:
     def write(self, text: str) -> None:
         *whole, self._partial = (self._partial + text).split("\n")
         for line in whole:
+            line = line.rstrip("\r").rpartition("\r")[2]  # of a bar that was redrawn, its last state
             if self.kept or line.startswith("error: "):
                 self.kept = [*self.kept[-60:], line]
             else:
@@ -132,7 +133,7 @@ def run_program(call: ProgramCall) -> None:
     os.close(write)
     lines = Lines()
     try:
-        with os.fdopen(read, errors="replace") as stream:
+        with os.fdopen(read, errors="replace", newline="\n") as stream:
             for line in stream:
                 lines.write(line)
         lines.close()
