@@ -170,37 +170,30 @@ def photos(seed: int) -> list[Photo]:
     return found
 
 
-ICON_SETS = (
-    ("material/templates/.icons/material", "Apache-2.0 (Pictogrammers Material Design Icons)"),
-    ("material/templates/.icons/fontawesome/solid", "CC-BY-4.0 (Font Awesome Free)"),
-    ("material/templates/.icons/octicons", "MIT (GitHub Octicons)"),
-)
+ICONS = "material/templates/.icons/material"
+ICON_LICENCE = "Apache-2.0 (Pictogrammers Material Design Icons)"
 BRAND_SETS = ("material/templates/.icons/simple", "material/templates/.icons/fontawesome/brands")
 UNWANTED_ICONS = {"ammunition", "bomb", "bong", "cannabis", "gun", "joint", "lingerie", "liquor", "nuke", "pistol"}
-NUM_ICONS = 600
 MIN_ICON_AREA = 0.2
 
 
 def icons(seed: int) -> list[Icon]:
-    """NUM_ICONS distinct names in alphabetical order. A name is one plain word and no brand; its picture covers enough
-    of its square to be seen in a small image (thin line drawings are left out)."""
+    """More than 500, in alphabetical order. A name is one plain word and no brand (brands have licences of their own);
+    its picture covers enough of its square to be seen in a small image (thin line drawings are left out)."""
     root = package_folder("material").parent
     brands = {path.stem for folder in BRAND_SETS for path in (root / folder).glob("*.svg")}
-    chosen: dict[str, tuple[SourceFile, Image.Image]] = {}
-    for folder, licence in ICON_SETS:
-        for path in sorted((root / folder).glob("*.svg")):
-            name = re.sub(r"-(16|24)$", "", path.stem)
-            plain = re.fullmatch("[a-z]{3,10}", name) is not None
-            if not plain or name in chosen or name in brands or name in UNWANTED_ICONS or len(chosen) == NUM_ICONS:
-                continue
-            data = path.read_bytes()
-            if (mask := _icon_mask(data)) is not None:
-                file = SourceFile(f"{folder}/{path.name}", "icon", name, licence, sha256(data), "train")
-                chosen[name] = (file, mask)
+    chosen: dict[str, tuple[bytes, Image.Image]] = {}
+    for path in sorted((root / ICONS).glob("*.svg")):
+        name = path.stem
+        if re.fullmatch("[a-z]{3,10}", name) is None or name in brands or name in UNWANTED_ICONS:
+            continue
+        data = path.read_bytes()
+        if (mask := _icon_mask(data)) is not None:
+            chosen[name] = (data, mask)
     split_of = draw_split(chosen, 0.15, seed)
     return [
-        Icon(SourceFile(**{**vars(file), "split": split_of[name]}), name, mask)
-        for name, (file, mask) in sorted(chosen.items())
+        Icon(SourceFile(f"{ICONS}/{name}.svg", "icon", name, ICON_LICENCE, sha256(data), split_of[name]), name, mask)
+        for name, (data, mask) in chosen.items()
     ]
 
 
@@ -232,7 +225,9 @@ def texts(seed: int) -> list[TextFile]:
             continue  # which ones were there is recorded in sources.json; too few is an error below
         about: Any = distribution.metadata  # an email.message.Message, whatever its annotation says
         licence = str(about.get("License-Expression") or about.get("License") or "as the package states")
-        licence = licence.splitlines()[0][:60]
+        licence = next(
+            (line.strip()[:60] for line in licence.splitlines() if re.search("[A-Za-z]", line)), "not stated"
+        )
         body = about.get_payload()
         if isinstance(body, str) and len(body) > 400:
             found.append((f"{package}/METADATA", package, licence, body.encode()))
