@@ -26,7 +26,7 @@ from trainer import storage
 from trainer.after import answers as table
 from trainer.after.answers import Answer, Place, Request
 from trainer.after.prompts import frame_of, paired
-from trainer.after.scores import Frame, normalise, score
+from trainer.after.scores import Frame, score
 from trainer.data.layout import Drop, Rules, fit_sample, rules_of
 from trainer.data.order import id_hash, mix
 from trainer.data.sample import Message, Sample, Text, from_json
@@ -225,7 +225,7 @@ def _judge(request: Request, found: list[Answer], rules: Rules, counts: Selectio
         counts.correct += correct
         counts.incorrect += not correct
         of_task["correct"] += correct
-        if (text := normalise(answer.text)) in seen or not text:
+        if (text := " ".join(answer.text.lower().split())) in seen or not text:
             counts.repeated += 1
             continue
         seen.add(text)
