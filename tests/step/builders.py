@@ -107,6 +107,7 @@ class HandBatch:
     grid_thw: np.ndarray
     visual_index: np.ndarray
     sample_ids: tuple[str, ...] = field(default=())
+    pack: int = 0
 
 
 def a_batch(sequences: list[Sequence], *, length: int = 0, isolated: bool = True) -> HandBatch:

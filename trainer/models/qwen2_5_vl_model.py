@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers.initialization import no_init_weights
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     Qwen2_5_VLForConditionalGeneration,
@@ -51,6 +52,19 @@ def build(
             block.attn.__class__ = WindowedVisionAttention
             block.attn.full = number in visual.fullatt_block_indexes
     return model
+
+
+def exact_buffers(model: nn.Module) -> None:
+    """Compute the rotary frequencies again, in fp32, as transformers keeps them whatever the weights' dtype."""
+    inner: Any = model.model
+    visual, text = inner.visual.rotary_pos_emb, inner.language_model.rotary_emb
+    kind = text.rope_type
+    compute = text.compute_default_rope_parameters if kind == "default" else ROPE_INIT_FUNCTIONS[kind]
+    for rotary, rule in ((visual, visual.compute_axial_rope_parameters), (text, compute)):
+        frequencies, rotary.attention_scaling = rule(rotary.config)
+        for name in ("inv_freq", "original_inv_freq"):
+            old = getattr(rotary, name)
+            setattr(rotary, name, nn.Buffer(frequencies.to(old.device, torch.float32), persistent=False))
 
 
 class WindowedVisionAttention(Qwen2_5_VLVisionAttention):

@@ -18,12 +18,12 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainer.errors import CountMismatch, NumericsError
 from trainer.recipe import Stage
 from trainer.step.optim import parameter_groups
-from trainer.step.packed import Pack
+from trainer.step.packed import Pack, PackedModel
 
 NEVER = 10**9
 
@@ -55,18 +55,25 @@ def zero_config(stage: Stage, num_micro_batches: int) -> dict[str, Any]:
     }
 
 
-def sharded(config: dict[str, Any], dtype: torch.dtype) -> AbstractContextManager[Any]:
-    """Modules made in here keep only this rank's part of each parameter: a 72B model never lies whole on a rank."""
-    return deepspeed.zero.Init(config_dict_or_path=config, dtype=dtype)
+def sharded(config: dict[str, Any]) -> AbstractContextManager[Any]:
+    """Modules made in here keep only this rank's part of each parameter: a 72B model never lies whole on a rank.
+
+    The dtype comes from the configuration. Given as an argument it is not obeyed on CPU: DeepSpeed 0.19.8 reads
+    `dtype or fp16 if fp16 is supported else bf16` and makes the model bf16, in silence.
+    """
+    return deepspeed.zero.Init(config_dict_or_path=config)
 
 
-def make_engine(model: nn.Module, stage: Stage, config: dict[str, Any], group_of: Callable[[str], str]) -> Any:
+def make_engine(model: PackedModel, stage: Stage, config: dict[str, Any], group_of: Callable[[str], str]) -> Any:
     """The engine; masters and moments start from the weights that `model` has now."""
     groups = parameter_groups(model.named_parameters(), group_of, stage.optim)
     optimizer = torch.optim.AdamW(
         groups, lr=stage.optim.lr, betas=stage.optim.betas, eps=stage.optim.eps, fused=torch.cuda.is_available()
     )
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    model.exact_buffers()
+    wanted = torch.bfloat16 if config["bf16"]["enabled"] else torch.float32
+    assert all(parameter.dtype == wanted for parameter in model.parameters()), "a parameter of another dtype"
     return engine
 
 

@@ -159,7 +159,7 @@ def build_model(job: Job, inputs: Inputs, device: torch.device) -> tuple[PackedM
         ModelError: a file is damaged, or its tensors are not those of the config.
     """
     family = inputs.family
-    with sharded(inputs.zero_config, inputs.compute_dtype):
+    with sharded(inputs.zero_config):
         model = inputs.parts.build(
             family.export_config(), dtype=inputs.compute_dtype, attn_implementation=attention.NAME, init=False
         )
