@@ -14,7 +14,7 @@ COLUMNS = ("stage", "trained", "packing", "steps", "tokens", "fill", "loss first
 def summary(recipe: Recipe, out: str, *, wall_s: float) -> str:
     """A table from OUT/run.json, which the report step has written from the StageResults."""
     run = storage.read_json(storage.join(out, "run.json"))
-    rows = [COLUMNS, *(_row(stage) for stage in run["stages"])]
+    rows = [COLUMNS, *(_row(stage, _wall_s(out, stage["name"])) for stage in run["stages"])]
     widths = [max(len(row[at]) for row in rows) for at in range(len(COLUMNS))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join(
@@ -29,7 +29,14 @@ def summary(recipe: Recipe, out: str, *, wall_s: float) -> str:
     )
 
 
-def _row(stage: dict[str, Any]) -> tuple[str, ...]:
+def _wall_s(out: str, stage: str) -> float | None:
+    try:
+        return storage.read_json(storage.join(out, stage, "result.json")).get("wall_s")
+    except FileNotFoundError:
+        return None
+
+
+def _row(stage: dict[str, Any], wall_s: float | None) -> tuple[str, ...]:
     trained = [group for group in GROUPS if stage["freeze"].get(group) == "trained"]
     return (
         stage["name"],
@@ -40,7 +47,7 @@ def _row(stage: dict[str, Any]) -> tuple[str, ...]:
         f"{stage['fill']:.1%}",
         _loss(stage["loss_first"]),
         _loss(stage["loss_last"]),
-        told_s(stage["wall_s"]) if stage.get("wall_s") else "",
+        told_s(wall_s) if wall_s else "",
     )
 
 
