@@ -26,7 +26,7 @@ def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
     first = math.floor(low / step + 1e-9) * step
-    ticks = [first + index * step for index in range(int((high - first) / step + 1e-9) + 2)]
+    ticks = [first + index * step for index in range(math.ceil((high - first) / step - 1e-9) + 1)]
     return [round(tick, 10) for tick in ticks]
 
 
@@ -179,7 +179,8 @@ def lineage_chart(boxes: Sequence[Box], side: Sequence[tuple[int, int, Box]], *,
 
 def _box(x: float, y: float, width: float, height: float, box: Box) -> str:
     fill, edge = ("#eaf1fb", ACCENT) if box.strong else ("#ffffff", "#b9c2ce")
-    shown = f"<rect x='{x + 0.5:.1f}' y='{y}' width='{width - 1:.1f}' height='{height}' rx='6' fill='{fill}' stroke='{edge}'/>"
+    place = f"x='{x + 0.5:.1f}' y='{y}' width='{width - 1:.1f}' height='{height}'"
+    shown = f"<rect {place} rx='6' fill='{fill}' stroke='{edge}'/>"
     shown += _text(x + width / 2, y + 20, box.name, anchor="middle", colour=INK, size=13, weight=600)
     for at, line in enumerate(box.lines):
         shown += _text(x + width / 2, y + 38 + 16 * at, line, anchor="middle", size=11)

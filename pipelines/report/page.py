@@ -12,6 +12,7 @@ from pipelines.report import charts
 from pipelines.report.charts import Box, bar_chart, escape, interval_chart, line_chart, lineage_chart
 from pipelines.report.facts import Facts, StageFacts, stage_json
 from trainer.handover import result_digest
+from trainer.recipe import STAGES
 
 Cell = str | tuple[str, str]
 """HTML, or (HTML, class)."""
@@ -215,7 +216,9 @@ def _freeze(facts: Facts) -> str:
 
 def _matter(facts: Facts) -> str:
     parts = []
-    for stage, kinds in facts.evaluation.get("media_matter", {}).items():
+    measured = facts.evaluation.get("media_matter", {})
+    for stage in sorted(measured, key=STAGES.index):
+        kinds = measured[stage]
         rows = [(kind, found["shuffled"] - found["right"], *found["ci95"]) for kind, found in kinds.items()]
         table = _table(
             ("kind", "right media", "other media", "samples"),
@@ -233,7 +236,7 @@ LOWER_IS_BETTER = ("loss", "error", "distance")
 def _scores(facts: Facts) -> str:
     rows: list[list[Cell]] = []
     for kind, metrics in facts.evaluation.get("evaluation", {}).items():
-        for name, found in metrics.items():
+        for name, found in sorted(metrics.items(), key=lambda item: (item[0] != "loss", item[0])):
             before, after = found["before"], found["after"]
             verdict: Cell = "-"
             if before is not None and after is not None:

@@ -20,7 +20,7 @@ from trainer.after.scores import Frame
 from trainer.data.sample import Key, Sample
 from trainer.errors import DataError
 
-MAX_HTML_TOKENS = 384
+MAX_HTML_TOKENS = 320
 MAX_HTML_TASKS = 12
 """Pages are long to write: a dozen of those that are short enough tell how far a model is."""
 SECONDS_BETWEEN = re.compile(r"between (\d+(?:\.\d+)?) and (\d+(?:\.\d+)?) seconds")
