@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import signal
 import socket
 import time
@@ -86,7 +87,7 @@ def _in_use(path: str, out: str) -> OutputInUse:
 
 
 def _end_leftovers(holder: dict) -> None:
-    """See to it that no process of a run that was killed still writes."""
+    """See to it that no process of a run that was killed still writes; remove its session folder."""
     if not holder.get("session"):
         return
 
@@ -96,3 +97,5 @@ def _end_leftovers(holder: dict) -> None:
     if not processes.wait_until(gone, GONE_LIMIT_S):
         processes.send(processes.with_environment(session.SESSION, holder["session"]), signal.SIGKILL)
         processes.wait_until(gone, GONE_LIMIT_S)
+    if Path(holder["session"]).name.startswith(session.PREFIX):
+        shutil.rmtree(holder["session"], ignore_errors=True)

@@ -40,7 +40,6 @@ from trainer.command import StageCall, stage_command
 from trainer.errors import UNKNOWN, UsageError
 from trainer.recipe import Recipe
 
-SESSION_PREFIX = "qwenvl-session-"
 STOP_LIMIT_S = session.STOP_GRACE_S + 15
 
 
@@ -146,7 +145,7 @@ class _Top:
 
 @contextlib.contextmanager
 def _session_folder() -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix=SESSION_PREFIX))
+    folder = Path(tempfile.mkdtemp(prefix=session.PREFIX))
     try:
         yield folder
     finally:
@@ -161,7 +160,9 @@ def _environment(call: RunCall, folder: Path) -> Iterator[None]:
         session.TOP: str(os.getpid()),
         DEVICE: call.device,
         "PYTHONUNBUFFERED": "1",
+        "TMPDIR": str(folder / "tmp"),  # kfp leaves a folder behind for every step
     }
+    (folder / "tmp").mkdir()
     before = {name: os.environ.get(name) for name in added}
     os.environ.update(added)
     try:

@@ -29,6 +29,7 @@ from pipelines import processes
 from trainer.errors import UNKNOWN, Preempted, QwenVLError
 
 SESSION, TOP = "QWENVL_SESSION", "QWENVL_TOP"
+PREFIX = "qwenvl-session-"
 MARK = "\x1e"
 STOP_GRACE_S = 60.0  # a stopped stage saves a checkpoint first
 

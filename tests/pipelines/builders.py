@@ -45,6 +45,7 @@ class ARun:
             "PYTHONPATH": str(SUBSTITUTES),
             "QWENVL_WARM": "",  # substitutes need no torch
             "OMP_NUM_THREADS": "1",
+            "TMPDIR": str(self.folder),
         }
         command = [sys.executable, "-m", "pipelines.cli.main", "run", self.recipe, "--out", str(self.out), *self.words]
         pipe = subprocess.PIPE
