@@ -249,7 +249,7 @@ def _write_predictions(out: str, asked: list[Task], before: Seen, after: Seen) -
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--recipe", required=True)
     parser.add_argument("--out", required=True)
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="A.B=VALUE")

@@ -197,7 +197,7 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--recipe", required=True)
     parser.add_argument("--out", required=True)
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="A.B=VALUE")

@@ -168,7 +168,7 @@ def _prompt(request: Request, media: Media, rules: Rules) -> Prompt | str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--recipe", required=True)
     parser.add_argument("--out", required=True)
     parser.add_argument("--stage", required=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -45,16 +45,17 @@ def packed_model(model: nn.Module, family: Family, *, blind: bool = False) -> Pa
     own.load_state_dict(model.state_dict(), assign=True)
     own.tie_weights()
     own = own.to(next(model.parameters()).device)
-    parts: Any = parts_of(family)
+    parts = parts_of(family)
     return PackedModel(own.eval(), _blind(parts) if blind else parts, mean=family.image_mean, std=family.image_std)
 
 
-def _blind(parts: ModuleType) -> SimpleNamespace:
+def _blind(parts: ModuleType) -> ModuleType:
     def run_vision(*args: Any) -> tuple[torch.Tensor, ...]:
         return tuple(torch.zeros_like(output) for output in parts.run_vision(*args))
 
-    names = ("plan_vision", "embed_tokens", "run_language", "head_of")
-    return SimpleNamespace(run_vision=run_vision, **{name: getattr(parts, name) for name in names})
+    blind = ModuleType("blind")
+    vars(blind).update({**vars(parts), "run_vision": run_vision})
+    return blind
 
 
 @torch.inference_mode()
@@ -70,7 +71,7 @@ def sample_losses(
         names = [str(index) for index in members]
         width = chosen[0].patches.shape[1]
         batch = pack_batch(chosen, names, length=used, pad_id=pad_id, patch_width=width, pack=-1)
-        pack = place(batch, model, device)
+        pack = place(batch, model, device)  # type: ignore[arg-type]
         logp = model.token_logp(pack)
         sums = segment_sums(logp.double(), pack.label_segment, len(pack.segments)).tolist()
         counts = torch.bincount(pack.label_segment, minlength=len(pack.segments)).tolist()

@@ -70,7 +70,7 @@ def load_pretrained(uri: str, *, dtype: torch.dtype | None = None) -> nn.Module:
             folder, dtype=dtype or "auto", local_files_only=True, attn_implementation="sdpa", **more
         )
     if not more:
-        model = model.to(device)
+        model = model.to(device)  # type: ignore[arg-type]
     return model.eval()
 
 
