@@ -140,7 +140,8 @@ def messages_of(sample: Sample, media: Sequence[bytes], variant: int, rules: Rul
     for message in prompt_of(sample):
         alone = sample.model_copy(update={"messages": (message,), "kind": "instruction"})
         content: Content = []
-        for piece in render_prompt(alone, variant, _Bare(rules.family), lambda index: sizes[index]):
+        bare: Any = _Bare(rules.family)
+        for piece in render_prompt(alone, variant, bare, lambda index: sizes[index]):
             if piece.kind == "text":
                 content.append({"type": "text", "text": piece.text})
             elif piece.kind in ("image", "video"):
