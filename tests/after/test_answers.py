@@ -15,6 +15,7 @@ from tests.after.test_export import a_finished_run
 from trainer import storage
 from trainer.after import answers, endpoint, generate
 from trainer.after.answers import Answer, Place, Request
+from trainer.data.sample import Message, Text
 from trainer.data.shards import ShardWriter
 from trainer.errors import DataError
 from trainer.recipe import Recipe, Sampling
@@ -185,6 +186,21 @@ def test_an_endpoint_gets_the_question_with_its_picture_and_a_seed_of_its_own_pe
     assert message["role"] == "user"
     assert message["content"][0]["image_url"]["url"].startswith("data:image/png;base64,")
     assert message["content"][1]["text"] == "Which colour?"
+
+
+def test_an_endpoint_sees_what_was_said_before_the_question():
+    sample, media = a_question()
+    earlier = (
+        Message(role="system", parts=(Text(text="Be brief."),)),
+        Message(role="user", parts=(Text(text="Hello."),)),
+        Message(role="assistant", parts=(Text(text="Hi."),)),
+    )
+    talk = sample.model_copy(update={"messages": (*earlier, *sample.messages)})
+    found = endpoint.messages_of(talk, media, 0, some_rules())
+    assert [(one["role"], one["content"]) for one in found[:3]] == [
+        ("system", "Be brief."), ("user", "Hello."), ("assistant", "Hi."),
+    ]  # fmt: skip
+    assert len(found) == 4
 
 
 def test_an_endpoint_that_is_not_there_makes_errors_and_no_end():

@@ -138,7 +138,8 @@ def messages_of(sample: Sample, media: Sequence[bytes], variant: int, rules: Rul
     sizes = {span.media: (span.grid.width, span.grid.height) for span in fitted.layout.spans if span.grid}
     found = []
     for message in prompt_of(sample):
-        alone = sample.model_copy(update={"messages": (message,), "kind": "instruction"})
+        spoken = message.model_copy(update={"role": "user"})  # the renderer leaves out what an assistant says last
+        alone = sample.model_copy(update={"messages": (spoken,), "kind": "instruction"})
         content: Content = []
         bare: Any = _Bare(rules.family)
         for piece in render_prompt(alone, variant, bare, lambda index: sizes[index]):
@@ -146,7 +147,7 @@ def messages_of(sample: Sample, media: Sequence[bytes], variant: int, rules: Rul
                 content.append({"type": "text", "text": piece.text})
             elif piece.kind in ("image", "video"):
                 content += _pictures(sample, piece.media, media[piece.media], fitted.layout)
-        found.append({"role": message.role, "content": _joined(content, message.role)})
+        found.append({"role": message.role, "content": _joined(content, "user")})
     return found
 
 
