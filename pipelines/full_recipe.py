@@ -65,9 +65,9 @@ def full_recipe(
         base_model: Model folder that takes the place of the recipe's model.base or model.init.
         accept_changes: Result fields whose change a begun stage accepts.
     """
-    where = {"cluster": cluster, "out": out}
+    where = {"cluster": cluster, "out": out, "run_id": dsl.PIPELINE_JOB_ID_PLACEHOLDER}
     clean_up: Any = steps.clean_up
-    cleaning = clean_up(run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER, **where).set_caching_options(False)
+    cleaning = clean_up(**where).set_caching_options(False)
     with dsl.ExitHandler(cleaning, name="whole-run"):
         asked = {"recipe": recipe, "overrides": overrides, "base_model": base_model}
         data = task("prepare-data", steps.prepare_data, accept_changes=accept_changes, **asked, **where)

@@ -15,7 +15,9 @@ step = dsl.component(base_image=launcher_image(), install_kfp_package=False)
 
 
 @step
-def prepare_data(recipe: str, overrides: list, base_model: str, accept_changes: list, cluster: str, out: str):
+def prepare_data(
+    recipe: str, overrides: list, base_model: str, accept_changes: list, cluster: str, out: str, run_id: str
+):
     from pipelines import work
 
     work.prepare_data(
@@ -25,63 +27,64 @@ def prepare_data(recipe: str, overrides: list, base_model: str, accept_changes: 
         accept_changes=accept_changes,
         cluster=cluster,
         out=out,
+        run_id=run_id,
     )
 
 
 @step
-def prepare_stage(stage: str, cluster: str, out: str):
+def prepare_stage(stage: str, cluster: str, out: str, run_id: str):
     from pipelines import work
 
-    work.prepare_stage(stage=stage, cluster=cluster, out=out)
+    work.prepare_stage(stage=stage, cluster=cluster, out=out, run_id=run_id)
 
 
 @step
-def init(cluster: str, out: str):
+def init(cluster: str, out: str, run_id: str):
     from pipelines import work
 
-    work.init(cluster=cluster, out=out)
+    work.init(cluster=cluster, out=out, run_id=run_id)
 
 
 @step
-def train(stage: str, accept_changes: list, cluster: str, out: str):
+def train(stage: str, accept_changes: list, cluster: str, out: str, run_id: str):
     from pipelines import work
 
-    work.train(stage=stage, accept_changes=accept_changes, cluster=cluster, out=out)
+    work.train(stage=stage, accept_changes=accept_changes, cluster=cluster, out=out, run_id=run_id)
 
 
 @step
-def make_requests(stage: str, cluster: str, out: str):
+def make_requests(stage: str, cluster: str, out: str, run_id: str):
     from pipelines import work
 
-    work.make_requests(stage=stage, cluster=cluster, out=out)
+    work.make_requests(stage=stage, cluster=cluster, out=out, run_id=run_id)
 
 
 @step
-def answer(stage: str, cluster: str, out: str):
+def answer(stage: str, cluster: str, out: str, run_id: str):
     from pipelines import work
 
-    work.answer(stage=stage, cluster=cluster, out=out)
+    work.answer(stage=stage, cluster=cluster, out=out, run_id=run_id)
 
 
 @step
-def select(stage: str, cluster: str, out: str):
+def select(stage: str, cluster: str, out: str, run_id: str):
     from pipelines import work
 
-    work.select(stage=stage, cluster=cluster, out=out)
+    work.select(stage=stage, cluster=cluster, out=out, run_id=run_id)
 
 
 @step
-def export(cluster: str, out: str):
+def export(cluster: str, out: str, run_id: str):
     from pipelines import work
 
-    work.export(cluster=cluster, out=out)
+    work.export(cluster=cluster, out=out, run_id=run_id)
 
 
 @step
-def evaluate(cluster: str, out: str):
+def evaluate(cluster: str, out: str, run_id: str):
     from pipelines import work
 
-    work.evaluate(cluster=cluster, out=out)
+    work.evaluate(cluster=cluster, out=out, run_id=run_id)
 
 
 @step

@@ -10,10 +10,12 @@ MLflow is a view: what fails here is told in one line and ends nothing.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from typing import Literal
 
+from trainer import warm
 from trainer.observe.tracking import LIMITS, run_id, tracking_uri
 from trainer.recipe import Recipe
 
@@ -24,7 +26,7 @@ LIMIT_S = 20.0
 class Closing:
     """A process that sets a run's status, or nothing when there is no run."""
 
-    def __init__(self, process: subprocess.Popen[bytes] | None):
+    def __init__(self, process: warm.Program | None):
         self.process = process
 
     def wait(self, limit_s: float = LIMIT_S) -> None:
@@ -33,7 +35,7 @@ class Closing:
         try:
             self.process.wait(timeout=limit_s)
         except subprocess.TimeoutExpired:
-            self.process.kill()
+            self.process.send_signal(signal.SIGKILL)
             print("MLflow did not answer: the pipeline's run stays as it was there", flush=True)
 
 
@@ -42,8 +44,7 @@ def start(recipe: Recipe, out: str, status: Status) -> Closing:
     if uri is None or run is None:
         return Closing(None)
     env = {**os.environ, **LIMITS, "OMP_NUM_THREADS": "1"}
-    argv = [sys.executable, "-m", "pipelines.tracking", uri, run, status]
-    return Closing(subprocess.Popen(argv, env=env, stdin=subprocess.DEVNULL))
+    return Closing(warm.start("pipelines.tracking", [uri, run, status], env=env))
 
 
 def main(uri: str, run: str, status: str) -> int:

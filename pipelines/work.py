@@ -5,7 +5,8 @@ scheduler, programs of one process as children), everything else hands the same 
 (k8s/launcher.py) and waits. Every function may be called again: what is finished is recognised and left alone.
 
 The first step settles the recipe: it resolves name, overrides and base model into OUT/recipe.json, which all later
-steps read. So a step's parameters are few, and nothing in the middle of a run can be made from another recipe.
+steps read. So a step's parameters are few, and nothing in the middle of a run can be made from another recipe. `run_id` is
+the pipeline run that owns what a step creates on a cluster.
 """
 
 from __future__ import annotations
@@ -30,12 +31,19 @@ DEVICE = "QWENVL_DEVICE"
 
 @session.step("prepare-data")
 def prepare_data(
-    *, recipe: str, overrides: list[str], base_model: str, accept_changes: list[str], cluster: str, out: str
+    *,
+    recipe: str,
+    overrides: list[str],
+    base_model: str,
+    accept_changes: list[str],
+    cluster: str,
+    out: str,
+    run_id: str = "",
 ) -> str:
     """Settle the recipe; corpus, tokenizer, every source as shards."""
     settled = settle(recipe, overrides, base_model=base_model, accept=accept_changes, out=out)
     if cluster != LOCAL:
-        return _on_cluster(cluster, "prepare-data", out)
+        return _on_cluster(cluster, "prepare-data", out, run_id)
     from pipelines.prepare.ingest import prepare_data as prepare
 
     prepare(settled, out)
@@ -43,13 +51,13 @@ def prepare_data(
 
 
 @session.step("prepare-{stage}")
-def prepare_stage(*, stage: str, cluster: str, out: str) -> str:
+def prepare_stage(*, stage: str, cluster: str, out: str, run_id: str = "") -> str:
     """Counts, then the plan of a stage and of its held-out data."""
     recipe = stored_recipe(out)
     if stage not in recipe.stages.named():
         return NOT_HERE
     if cluster != LOCAL:
-        return _on_cluster(cluster, "prepare-stage", out, stage=stage)
+        return _on_cluster(cluster, "prepare-stage", out, run_id, stage=stage)
     from pipelines.prepare.stage import prepare_stage as prepare
 
     prepare(recipe, stage, out)
@@ -57,13 +65,13 @@ def prepare_stage(*, stage: str, cluster: str, out: str) -> str:
 
 
 @session.step("prepare-{stage}-requests")
-def make_requests(*, stage: str, cluster: str, out: str) -> str:
+def make_requests(*, stage: str, cluster: str, out: str, run_id: str = "") -> str:
     """Tasks with a known answer, as requests to the model."""
     recipe = stored_recipe(out)
     if not _samples(recipe, stage):
         return NOT_HERE
     if cluster != LOCAL:
-        return _on_cluster(cluster, "requests", out, stage=stage)
+        return _on_cluster(cluster, "requests", out, run_id, stage=stage)
     from pipelines.prepare.sampling import make_requests as make
 
     make(recipe, stage, out)
@@ -71,22 +79,22 @@ def make_requests(*, stage: str, cluster: str, out: str) -> str:
 
 
 @session.step("prepare-{stage}-answers")
-def answer(*, stage: str, cluster: str, out: str) -> str:
+def answer(*, stage: str, cluster: str, out: str, run_id: str = "") -> str:
     """Answers of this run's newest model, or of the endpoint that the recipe names."""
     recipe = stored_recipe(out)
     if not _samples(recipe, stage):
         return NOT_HERE
-    return _program("generate", recipe, cluster=cluster, out=out, stage=stage)
+    return _program("generate", recipe, cluster=cluster, out=out, run_id=run_id, stage=stage)
 
 
 @session.step("prepare-{stage}-select")
-def select(*, stage: str, cluster: str, out: str) -> str:
+def select(*, stage: str, cluster: str, out: str, run_id: str = "") -> str:
     """Correct answers for sft, pairs of a correct and an incorrect one for dpo, as a source."""
     recipe = stored_recipe(out)
     if not _samples(recipe, stage):
         return NOT_HERE
     if cluster != LOCAL:
-        return _on_cluster(cluster, "select", out, stage=stage)
+        return _on_cluster(cluster, "select", out, run_id, stage=stage)
     from pipelines.prepare.sampling import select_answers
 
     select_answers(recipe, stage, out)
@@ -102,18 +110,18 @@ def _samples(recipe: Recipe, stage: str) -> bool:
 
 
 @session.step("init")
-def init(*, cluster: str, out: str) -> str:
+def init(*, cluster: str, out: str, run_id: str = "") -> str:
     """The model that the first stage starts from."""
     from trainer import handover
 
     recipe = stored_recipe(out)
     if handover.finished(recipe, handover.INIT, out) is not None:
         return WAS_DONE
-    return _program("init", recipe, cluster=cluster, out=out)
+    return _program("init", recipe, cluster=cluster, out=out, run_id=run_id)
 
 
 @session.step("{stage}")
-def train(*, stage: str, accept_changes: list[str], cluster: str, out: str) -> str:
+def train(*, stage: str, accept_changes: list[str], cluster: str, out: str, run_id: str = "") -> str:
     """One stage, from its parent's weights to its StageResult."""
     from trainer import handover
 
@@ -124,7 +132,7 @@ def train(*, stage: str, accept_changes: list[str], cluster: str, out: str) -> s
     if handover.finished(recipe, stage, out, accept=accept) is not None:
         return WAS_DONE
     if cluster != LOCAL:
-        return _on_cluster(cluster, "train", out, stage=stage, accept_changes=accept)
+        return _on_cluster(cluster, "train", out, run_id, stage=stage, accept_changes=accept)
     from pipelines.local import run_stage
 
     call = command.local_call(
@@ -152,15 +160,15 @@ def accepted_by(stage: str, names: list[str]) -> list[str]:
 
 
 @session.step("export")
-def export(*, cluster: str, out: str) -> str:
+def export(*, cluster: str, out: str, run_id: str = "") -> str:
     """The final model in Hugging Face layout."""
-    return _program("export", stored_recipe(out), cluster=cluster, out=out)
+    return _program("export", stored_recipe(out), cluster=cluster, out=out, run_id=run_id)
 
 
 @session.step("evaluate")
-def evaluate(*, cluster: str, out: str) -> str:
+def evaluate(*, cluster: str, out: str, run_id: str = "") -> str:
     """Held-out losses and task scores, before training and at the end."""
-    return _program("evaluate", stored_recipe(out), cluster=cluster, out=out)
+    return _program("evaluate", stored_recipe(out), cluster=cluster, out=out, run_id=run_id)
 
 
 @session.step("report")
@@ -195,9 +203,9 @@ def recipe_uri(out: str) -> str:
     return storage.join(out, "recipe.json")
 
 
-def _program(program: str, recipe: Recipe, *, cluster: str, out: str, stage: str | None = None) -> str:
+def _program(program: str, recipe: Recipe, *, cluster: str, out: str, run_id: str, stage: str | None = None) -> str:
     if cluster != LOCAL:
-        return _on_cluster(cluster, program, out, stage=stage)
+        return _on_cluster(cluster, program, out, run_id, stage=stage)
     from pipelines.local import run_program
 
     named = recipe.stages.named()
@@ -216,7 +224,7 @@ def _program(program: str, recipe: Recipe, *, cluster: str, out: str, stage: str
     return DONE
 
 
-def _on_cluster(cluster: str, what: str, out: str, **more: Any) -> str:
+def _on_cluster(cluster: str, what: str, out: str, run_id: str, **more: Any) -> str:
     """Hand a step to the cluster's launcher and wait for it. Imported here: laptops need no Kubernetes client."""
     try:
         from k8s import launcher
@@ -227,5 +235,5 @@ def _on_cluster(cluster: str, what: str, out: str, **more: Any) -> str:
             got=str(error),
             do="install qwenvl-train[cluster]",
         ) from error
-    launcher.run_step(what, cluster=cluster, out=out, **more)
+    launcher.run_step(what, cluster=cluster, out=out, run_id=run_id or None, **more)
     return DONE

@@ -10,10 +10,12 @@ import argparse
 import difflib
 import json
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from tests.k8s.golden import manifests
+from pipelines.full_recipe import compile_to
 from trainer.resolve import json_schema, load_recipe, resolved, shipped
 
 ROOT = Path(__file__).parents[1]
@@ -29,6 +31,14 @@ def wanted() -> Iterator[tuple[str, str]]:
         yield f"tests/golden/recipes/{name}.json", as_json(resolved(load_recipe(name)))
     yield "trainer/recipe.schema.json", as_json(json_schema())
     yield from manifests()
+    yield "pipelines/full_recipe.yaml", compiled_pipeline()
+
+
+def compiled_pipeline() -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "full_recipe.yaml"
+        compile_to(path)
+        return path.read_text(encoding="utf-8")
 
 
 def main() -> int:

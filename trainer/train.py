@@ -14,6 +14,7 @@ from trainer import handover
 from trainer.errors import Preempted
 from trainer.heartbeat import pulse
 from trainer.step.asked import Job, parse
+from trainer.step.imports import import_large
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -23,16 +24,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     import_large()  # seconds that a finished stage does not wait for
     train(job)
-
-
-def import_large() -> None:
-    """torch, DeepSpeed and the model classes. trainer/warm.py calls it once for all programs of a local run."""
-    from trainer.step.imports import lean_imports
-
-    with lean_imports():
-        import deepspeed  # noqa: F401
-        import torch  # noqa: F401
-        from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl  # noqa: F401
 
 
 def train(job: Job) -> None:

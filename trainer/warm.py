@@ -33,8 +33,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, Protocol
 
 VARIABLE = "QWENVL_WARM"
-# What the trainer's programs import first; anything else they import themselves.
-PRELOAD = ("torch", "deepspeed", "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl", "trainer.train")
+# What the trainer's programs import first, as module:function; anything else they import themselves.
+PRELOAD = ("trainer.step.imports:import_large", "trainer.observe.tracking:import_client")
 _PR_SET_PDEATHSIG = 1
 
 
@@ -251,8 +251,11 @@ def main(args: Sequence[str]) -> NoReturn:
     die_with_parent()
     server = Server(args[0])  # listening before the imports: an early asker waits instead of importing beside us
     began = time.monotonic()
-    for module in PRELOAD:
-        importlib.import_module(module)
+    for entry in PRELOAD:
+        module, _, function = entry.partition(":")
+        loaded = importlib.import_module(module)
+        if function:
+            getattr(loaded, function)()
     gc.collect()
     gc.freeze()  # keeps the collector from touching, and so copying, the shared pages
     if os.environ.get("QWENVL_WARM_SAY"):

@@ -24,7 +24,8 @@ def names() -> list[str]:
 
 def machine() -> str:
     model = next(
-        (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), platform.machine()
+        (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
+        platform.machine(),
     )
     return f"{os.cpu_count()} x {model}"
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -27,9 +28,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from trainer import storage
+from trainer import storage, warm
 from trainer.recipe import GROUPS, Recipe
-from trainer.warm import die_with_parent
 
 ID_NAME = "mlflow_run_id"
 POLL_S = 1.0
@@ -126,7 +126,7 @@ def run_id(uri: str) -> str | None:
 class Sender:
     """The sender process, as rank 0 sees it."""
 
-    def __init__(self, process: subprocess.Popen[bytes], folder: str):
+    def __init__(self, process: warm.Program, folder: str):
         self.process, self.folder = process, folder
 
     def finish(
@@ -156,8 +156,8 @@ class Sender:
 
     def stop(self) -> None:
         """End the sender now; what it has not sent stays in storage."""
-        with contextlib.suppress(OSError):
-            self.process.kill()
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            self.process.send_signal(signal.SIGKILL)
             self.process.wait(timeout=5)
 
 
@@ -169,11 +169,7 @@ def start(spec: Spec) -> Sender | None:
         dropped = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MLFLOW_RUN_ID")
         env = {key: value for key, value in os.environ.items() if key not in dropped}
         env |= LIMITS | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        process = subprocess.Popen(
-            [sys.executable, "-m", "trainer.observe.tracking", folder, str(os.getpid())],
-            env=env,
-            stdin=subprocess.DEVNULL,
-        )
+        process = warm.start("trainer.observe.tracking", [folder], env=env)  # lives no longer than this rank
         return Sender(process, folder)
     except OSError as error:
         print(f"tracking is off: {error}", file=sys.stderr, flush=True)
@@ -181,6 +177,13 @@ def start(spec: Spec) -> Sender | None:
 
 
 # ---------------------------------------------------------------- the sender
+
+
+def import_client() -> None:
+    """MLflow's client and its SQLite store. trainer/warm.py calls it once for all senders of a local run."""
+    os.environ.update(LIMITS)  # MLflow reads some of them at import
+    import mlflow.store.tracking.sqlalchemy_store
+    import mlflow.tracking  # noqa: F401
 
 
 class Follow:
@@ -358,6 +361,5 @@ def _client(spec: Spec) -> Any:
 
 
 if __name__ == "__main__":
-    die_with_parent(int(sys.argv[2]))
     os.nice(10)
     follow(sys.argv[1])

@@ -1,9 +1,9 @@
 """Import DeepSpeed and the model classes without what a rank never uses.
 
-DeepSpeed imports its autotuner, which imports MLflow, which imports pandas and scikit-learn; transformers imports scipy for
-the losses of detection models. Both are optional there (`except ImportError`, `find_spec`). A rank that imports them
-waits for seconds in each stage: README, "Start-up". Inside `lean_imports()` these packages look as if not installed;
-afterwards they import as usual.
+DeepSpeed imports its autotuner, which imports MLflow, which imports pandas and scikit-learn; transformers imports scipy
+for the losses of detection models. Both are optional there (`except ImportError`, `find_spec`), and a rank that imports
+them waits for seconds in each stage: README, "Start-up". Inside `lean_imports()` these packages look as if they were
+not installed; afterwards they import as usual.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ def lean_imports() -> Iterator[None]:
     hidden = [name for name in OPTIONAL if name not in sys.modules]
     collecting = gc.isenabled()
     gc.disable()
-    sys.modules.update(dict.fromkeys(hidden))  # None: find_spec answers "not installed", import raises ImportError
+    for name in hidden:
+        sys.modules[name] = None  # type: ignore[assignment] - find_spec answers "not installed", import raises
     try:
         yield
     finally:
@@ -36,3 +37,11 @@ def lean_imports() -> Iterator[None]:
         if collecting:
             gc.freeze()
             gc.enable()
+
+
+def import_large() -> None:
+    """torch, DeepSpeed and the model classes. trainer/warm.py calls it once for all programs of a local run."""
+    with lean_imports():
+        import deepspeed  # noqa: F401
+        import torch  # noqa: F401
+        from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl  # noqa: F401
