@@ -125,3 +125,8 @@ def test_html_is_compared_by_its_tree(found, wanted, want):
 
 def test_means_are_over_the_answers_that_have_the_figure():
     assert scores.mean_scores([{"correct": 1.0, "error": 2.0}, {"correct": 0.0}]) == {"correct": 0.5, "error": 2.0}
+
+
+@pytest.mark.parametrize(("text", "want"), [("A", "a"), ("The answer is red.", "red"), ("it is", "it is")])
+def test_an_answer_that_is_only_a_leading_phrase_stays(text: str, want: str):
+    assert scores.normalise(text) == want

@@ -265,6 +265,17 @@ def test_what_cannot_be_used_is_dropped_with_its_reason(reason):
     assert isinstance(found, Drop) and found.reason == reason
 
 
+@pytest.mark.parametrize(("length", "want"), [(60, Fitted), (12, Drop)])
+def test_a_document_loses_trailing_parts_but_never_all_that_could_be_learned(length: int, want: type):
+    parts = (Image(media=0), "a first line", "and a second " * 30)
+    sample = a_sample(says("document", *parts), files=(an_image(28, 28),), kind="document")
+    found = fit_sample(sample, 0, some_rules("document", length=length))
+    assert isinstance(found, want)
+    if isinstance(found, Fitted):
+        assert found.fit.turns == 1
+        assert found.layout.num_targets > 1
+
+
 def test_over_long_drop_drops_where_shrink_would_have_shrunk():
     sample = a_sample(says("document", Image(media=0), "A cross."), files=(an_image(400, 400),), kind="caption")
     assert isinstance(fit_sample(sample, 0, some_rules("document", length=40, over_long="drop")), Drop)

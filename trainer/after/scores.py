@@ -81,9 +81,9 @@ def mean_scores(scores: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def normalise(text: str) -> str:
-    """Lower case, one space between words, no punctuation at the ends, no leading phrase."""
+    """Lower case, one space between words, no punctuation at the ends, no leading phrase unless there is nothing else."""
     text = " ".join(text.lower().replace("*", " ").split()).strip(" .,;:!?\"'`")
-    return _LEAD.sub("", text).strip(" .,;:!?\"'`")
+    return _LEAD.sub("", text).strip(" .,;:!?\"'`") or text
 
 
 def _colour(value: Any, text: str, _: Frame | None) -> dict[str, float]:

@@ -327,8 +327,10 @@ def _ladder(sample: Sample, rules: Rules) -> list[Fit]:
 
 def _removable_turns(sample: Sample, rendering: Rendering) -> int:
     """How often `without_turns` can take one more away."""
-    if rendering == "document":
-        return max(sum(len(message.parts) for message in sample.messages) - 1, 0)
+    if rendering == "document":  # something to learn stays: the first part that is not a picture or a video
+        parts = [part for message in sample.messages for part in message.parts]
+        first = next((at for at, part in enumerate(parts) if part.part not in ("image", "video")), 0)
+        return max(len(parts) - 1 - first, 0)
     if sample.chosen:
         return 0  # a pair is compared as a whole
     return max(len(_turn_starts(sample.messages)) - 1, 0)
