@@ -78,7 +78,7 @@ class Cost:
         return self.vision.get("spatial_merge_size", 2)
 
     def _text_attention(self, table: Iterable[Sequence[int]]) -> float:
-        """Causal: a segment of n tokens after s seen ones has n (n + 1) / 2 + n s pairs; two products of width C a pair."""
+        """Causal: a segment of n tokens after s seen ones has n (n + 1) / 2 + n s pairs; two products a pair."""
         rows = [tuple(map(int, row)) for row in table]
         seen: list[int] = []
         pairs = 0.0

@@ -91,7 +91,9 @@ class Run:
     def group_of(self, name: str) -> str:
         return self.family.group_of(name.removeprefix("model."))
 
-    def train(self, first: int = 0, last: int = STEPS, batches: Callable[[int], list[Any]] = step_batches) -> list[list[float]]:
+    def train(
+        self, first: int = 0, last: int = STEPS, batches: Callable[[int], list[Any]] = step_batches
+    ) -> list[list[float]]:
         """[loss, gradient norm] of each step."""
         rank, world_size = dist.get_rank(), dist.get_world_size()
         found = []
@@ -125,7 +127,7 @@ class Run:
 
         rows = freeze.prove(
             self.plan,
-            sizes={n: 1 for n in self.plan},
+            sizes=dict.fromkeys(self.plan, 1),
             read=self.read,
             handed_over=saved.digests,
             changed_in_memory=changed_in_memory(
@@ -173,8 +175,7 @@ def half_precision(folder: Path, world: str) -> Any:
     kept = {name: str(buffer.dtype) for name, buffer in run.model.named_buffers()}
     exact = parts.build(run.family.export_config(), dtype=torch.float32)
     same = all(
-        torch.equal(mine, theirs)
-        for mine, theirs in zip(run.model.model.buffers(), exact.buffers(), strict=True)
+        torch.equal(mine, theirs) for mine, theirs in zip(run.model.model.buffers(), exact.buffers(), strict=True)
     )
     return {"figures": run.train(last=2), "buffers": kept, "same": same}
 
@@ -186,7 +187,7 @@ def frozen_vision(folder: Path, world: str) -> Any:
     rows = run.prove(saved)
     name, parameter = next((n, p) for n, p in run.model.model.named_parameters() if not p.requires_grad)
     if dist.get_rank() == 0:
-        parameter.ds_tensor.data[0] += 1e-3
+        parameter.ds_tensor.data[0] += 1e-3  # type: ignore[attr-defined]
     return {
         "figures": figures,
         "rows": rows,
@@ -235,10 +236,15 @@ def wrong_numbers(folder: Path, world: str) -> Any:
     run = Run(folder, a_stage())
     for name, parameter in run.model.model.named_parameters():
         if name.endswith("visual.merger.ln_q.weight") and rank == 0:  # reached by packs with pictures only
-            parameter.ds_tensor.data[0] = float("nan")
+            parameter.ds_tensor.data[0] = float("nan")  # type: ignore[attr-defined]
     before = freeze.master_digests(run.engine)
     infinite = refused(NumericsError, step)
-    return {"counted": counted, "same": same, "infinite": infinite, "untouched": freeze.master_digests(run.engine) == before}
+    return {
+        "counted": counted,
+        "same": same,
+        "infinite": infinite,
+        "untouched": freeze.master_digests(run.engine) == before,
+    }
 
 
 def resumed(folder: Path, world: str) -> Any:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib import resources
 from typing import Any
 
 import numpy as np
 import yaml
-from importlib import resources
 
 from trainer.models.family import Family, load_family
 
@@ -62,7 +62,7 @@ def a_sequence(
     """Random tokens, optionally after an image (patches t, h, w), optionally with answers sharing the prompt."""
     rng = np.random.default_rng(seed)
     ids: list[int] = []
-    columns: list[tuple[int, int, int]] = []
+    columns: list[tuple[int, ...]] = []
     patches = np.zeros((0, 3 * 2 * 14 * 14), np.uint8)
     if grid is not None:
         t, h, w = grid

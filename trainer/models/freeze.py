@@ -1,10 +1,10 @@
 """What a stage trains, and the proof that the rest stayed as it was.
 
-Every parameter is trained, frozen, or constant (never trained by the family's nature, with its reason). The proof of a stage:
+Every parameter is trained, frozen, or constant (never trained by the family's nature, with its reason). The proof:
   - every rank's part of every frozen and constant parameter has the same bytes after the last step as after loading
   - the bytes handed over have, tensor by tensor, the digests of the bytes that were read
-  - every trained group's fp32 masters differ from those it began with, and its gradients were not all zero: weight decay
-    alone would move a group that nothing reaches
+  - every trained group's fp32 masters differ from those it began with, and its gradients were not all zero: weight
+    decay alone would move a group that nothing reaches
 
     plan = freeze_plan(names, family, train);  apply(model, plan)
     frozen = frozen_digests(model, plan);  masters = master_digests(engine)     # before the first step, before resuming
@@ -41,7 +41,7 @@ FreezePlan = dict[str, Entry]
 
 
 def freeze_plan(names: Iterable[str], family: Family, train: Train) -> FreezePlan:
-    """By the model's parameter names. Constants of a frozen group are constant: their reason does not depend on the stage."""
+    """By the model's parameter names. Constants of a frozen group stay constant: their reason is not the stage's."""
     plan: FreezePlan = {}
     for name in names:
         group = family.group_of(name)
@@ -70,8 +70,8 @@ def frozen_groups(plan: FreezePlan) -> frozenset[str]:
 def frozen_digests(model: nn.Module, plan: FreezePlan, family: Family) -> dict[str, str]:
     """sha256 of this rank's part of each frozen and constant parameter; no communication.
 
-    Where the whole parameter lies gathered beside the parts (below ZeRO-3's persistence threshold, or still in use), the
-    model computes with that copy: its piece has to equal the part.
+    Where the whole parameter lies gathered beside the parts (below ZeRO-3's persistence threshold, or still in use),
+    the model computes with that copy: its piece has to equal the part.
     """
     found = {}
     for name, parameter in model.named_parameters():
@@ -183,9 +183,8 @@ def _rows(
     plan: FreezePlan, group: str, sizes: Mapping[str, int], read: Mapping[str, str], handed_over: Mapping[str, str]
 ) -> list[FreezeRow]:
     rows = []
-    kinds = sorted(
-        {(e.state, e.reason) for e in plan.values() if e.group == group}, key=lambda k: (k[0] == "constant", k)
-    )
+    found: set[tuple[State, str]] = {(e.state, e.reason) for e in plan.values() if e.group == group}
+    kinds = sorted(found, key=lambda kind: (kind[0] == "constant", kind))
     for state, reason in kinds:
         names = sorted(n for n, e in plan.items() if (e.group, e.state, e.reason) == (group, state, reason))
         rows.append(

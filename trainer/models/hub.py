@@ -1,8 +1,8 @@
 """Hugging Face layout in and out: safetensors files dealt out over ranks, every byte verified or digested once.
 
 Reading: each file is read and verified by one rank and scattered into the ZeRO-3 partitions of all. Writing: each file
-is gathered to one rank, which digests and writes it. Files split at module-group borders, so that a frozen group's files
-are copied as they are. Without a process group the same functions work in one process.
+is gathered to one rank, which digests and writes it. Files split at module-group borders, so that a frozen group's
+files are copied as they are. Without a process group the same functions work in one process.
 
     load(model, uri, family, files=..., dtype=...)      -> Digests of the tensors read
     save(model, uri, family, dtype=..., ...)            -> Saved(files, digests)
@@ -46,7 +46,7 @@ def tensor_digest(tensor: Tensor) -> str:
     flat = tensor.detach().contiguous().cpu().view(-1).view(torch.uint8)
     outer = hashlib.sha256()
     for start in range(0, flat.numel(), CHUNK_BYTES):
-        outer.update(hashlib.sha256(memoryview(flat[start : start + CHUNK_BYTES].numpy())).digest())
+        outer.update(hashlib.sha256(flat[start : start + CHUNK_BYTES].numpy().data).digest())
     return outer.hexdigest()
 
 
@@ -187,7 +187,8 @@ def _scatter(parameter: nn.Parameter, source: Tensor | None, reader: int) -> Non
         assert source is not None
         parameter.copy_(source)
         return
-    target = parameter.ds_tensor.data
+    part: Any = parameter
+    target = part.ds_tensor.data
     parts = None
     if source is not None:
         world_size = _rank()[1]
@@ -300,7 +301,8 @@ def _gather(parameter: nn.Parameter, owner: int) -> Tensor | None:
     if not hasattr(parameter, "ds_tensor"):
         return parameter.detach().cpu()
     rank, world_size = _rank()
-    own = parameter.ds_tensor.data
+    sharded: Any = parameter
+    own = sharded.ds_tensor.data
     parts = [torch.empty_like(own) for _ in range(world_size)] if rank == owner else None
     dist.gather(own, parts, dst=owner)
     if parts is None:

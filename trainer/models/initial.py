@@ -36,7 +36,7 @@ class Parts:
 def assemble(
     family: Family, *, llm: str, vision: str, merger: str, seed: int, dtype: torch.dtype = torch.float32
 ) -> Parts:
-    """One source a group. A folder may hold more than the group that it is named for (a whole VLM): the rest is not read.
+    """One source a group. A folder may hold more than the group asked for (a whole VLM): the rest is not read.
 
     Raises:
         ModelError: a tensor of a group is missing, extra or of another shape.

@@ -47,7 +47,7 @@ def build(
     model.tie_weights()  # no_init_weights and zero.Init leave it undone
     if attn_implementation == attention.NAME:
         as_head(model.lm_head)
-        visual = model.model.visual
+        visual: Any = model.model.visual
         for number, block in enumerate(visual.blocks):
             block.attn.__class__ = WindowedVisionAttention
             block.attn.full = number in visual.fullatt_block_indexes

@@ -1,6 +1,6 @@
 """Direct preference optimisation (arXiv 2305.18290): both answers of a pair lie in one pack after their shared prompt.
 
-    loss of a pair = -(1 - s) log sigmoid(beta * margin) - s log sigmoid(-beta * margin) + sft_weight * chosen's mean loss
+    loss of a pair = -(1 - s) log sigmoid(beta margin) - s log sigmoid(-beta margin) + sft_weight * chosen's mean loss
     margin = (log p(chosen) - log p0(chosen)) - (log p(rejected) - log p0(rejected))
 
 s is label smoothing (conservative DPO), p0 the model that the stage started from.

@@ -1,7 +1,7 @@
 """Ranks and groups: the only place that knows both.
 
-A group is the ranks that work on one pack. With sequence parallelism of 1 every rank is a group of its own; lanes of the
-plan belong to groups in contiguous blocks (trainer/data/plan.py).
+A group is the ranks that work on one pack. With sequence parallelism of 1 every rank is a group of its own; lanes of
+the plan belong to groups in contiguous blocks (trainer/data/plan.py).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The model as the trainer runs it: one pack in, one loss out.
 
-Order of the parts in forward is the order in which ZeRO-3 gathers them, the same on every rank and in every micro-batch:
+The order of the parts in forward is that in which ZeRO-3 gathers them, the same on every rank in every micro-batch:
 embeddings, vision (exactly once, a dummy where a pack has no picture), language model, head. A rank that left one out
 would wait for the others for ever.
 
@@ -35,8 +35,8 @@ class Batch(Protocol):
     patches: Any  # uint8[P, 3 * 2 * 14 * 14]
     grid_thw: Any  # int64[M, 3]
     visual_index: Any  # int64[N]: rows of ids that pictures fill
-    sample_ids: Sequence[str]
-    pack: int  # index in the plan
+    sample_ids: Any  # tuple[str, ...]
+    pack: Any  # int: index in the plan
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,8 @@ class PackedModel(nn.Module):
         return self.objective(self.token_logp(pack), pack)
 
     def exact_buffers(self) -> None:
-        """Undo the rounding of rotary frequencies: zero.Init and the engine cast every buffer to the weights' dtype, and
-        a frequency that is off by 0.4 % turns by radians over a long pack."""
+        """Undo the rounding of rotary frequencies: zero.Init and engine cast every buffer to the weights' dtype, and a
+        frequency that is off by 0.4 % turns by radians over a long pack."""
         self.parts.exact_buffers(self.model)
 
     def token_logp(self, pack: Pack) -> Tensor:
@@ -156,7 +156,8 @@ def place(
     `reference` has log-probabilities (chosen, rejected) by (pack of the plan, sample in the pack): one sample may come
     twice in a plan, in two renderings.
     """
-    merge = model.model.model.visual.spatial_merge_size  # type: ignore[union-attr]
+    inner: Any = model.model
+    merge: int = inner.model.visual.spatial_merge_size
     table = np.asarray(batch.segments)
     grid_thw = _tensor(batch.grid_thw).reshape(-1, 3)
     patches = _tensor(batch.patches)

@@ -1,4 +1,4 @@
-"""Before the first step: all ranks run the same thing on the same data. A difference found now costs a minute, later a week."""
+"""Before the first step: all ranks run the same thing on the same data. A difference found now costs a minute."""
 
 from __future__ import annotations
 

@@ -37,9 +37,15 @@ def join_group(compute: Compute, seed: int) -> tuple[Mesh, torch.device]:
     # Operations without a deterministic form warn instead of failing: on CUDA some of attention's backward has none.
     torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
     # Filling fresh memory is for finding reads of it; it costs time in every allocation.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if not dist.is_initialized():
-        for name, value in (("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "0"), ("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
+        for name, value in (
+            ("MASTER_ADDR", "127.0.0.1"),
+            ("MASTER_PORT", "0"),
+            ("RANK", "0"),
+            ("WORLD_SIZE", "1"),
+            ("LOCAL_RANK", "0"),
+        ):
             os.environ.setdefault(name, value)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     return mesh, device

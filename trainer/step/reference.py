@@ -1,7 +1,8 @@
 """DPO's reference: log-probabilities of both answers under the weights that the stage starts from.
 
 Computed once, by one forward pass over the plan before the first step, and kept in OUT/dpo/reference.parquet, keyed by
-plan and model: a resumed stage reads what it began with. Columns: pack, sample (its place in the pack), chosen, rejected.
+plan and model: a resumed stage reads what it began with. Columns: pack, sample (its place in the pack), chosen,
+rejected.
 """
 
 from __future__ import annotations
