@@ -33,7 +33,7 @@ $(STAMP):
 	@start=$$SECONDS; rm -f $(VENV)/.ready-*; \
 	[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV); \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION); \
-	$(BIN)/uv pip install --quiet --python $(BIN)/python $(if $(TORCH_BACKEND),--torch-backend $(TORCH_BACKEND)) \
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python $(if $(TORCH_BACKEND),--torch-backend $(TORCH_BACKEND)) \
 	  -c constraints.txt -e '.[train,prepare,pipelines,cluster,dev]'; \
 	touch $@; echo "setup: done in $$((SECONDS - start)) s"
 

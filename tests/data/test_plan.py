@@ -219,6 +219,21 @@ def test_text_alone_runs_beside_pictures_within_the_first_ten_steps():
     assert all(only.pack(index).patches for index in range(only.num_packs))
 
 
+def test_every_stretch_of_a_stage_sees_the_whole_mixture():
+    mixture = [some_counts("captions", 4000), some_counts("text", 1500, pictures=False)]
+    plan = make_plan(mixture, replace(ORDER, lanes=2, packs_per_step=2, steps=None, window_shards=100))
+    shares = np.array([plan.patches(step) for step in range(plan.num_steps - 1)], float)
+
+    def spread(order: np.ndarray) -> float:
+        """Of the mean patches of each tenth of the steps, over that of all."""
+        means = np.array([part.mean() for part in np.array_split(order, 10)]) / order.mean()
+        return float(np.ptp(means))
+
+    rng = np.random.default_rng(0)
+    at_random = np.mean([spread(rng.permutation(shares)) for _ in range(20)])
+    assert spread(shares) < 0.5 * at_random
+
+
 def test_the_heaviest_step_comes_early():
     plan = make_plan(MIXTURE, replace(ORDER, steps=40))
     weights = [plan.patches(step) for step in range(40)]

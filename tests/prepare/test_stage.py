@@ -125,7 +125,7 @@ def test_a_plan_is_made_once_and_a_begun_stage_keeps_it(out: str, capsys: pytest
 ERRORS: list[tuple[str, list[str], type[Exception], str]] = [
     (
         "stage1",
-        ["stages.stage1.packing={length: 16, patch_budget: 1024}"],
+        ["stages.stage1.packing={length: 16, patch_budget: 1024, over_long: drop}"],
         PlanError,
         "no sample of the source fits",
     ),

@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from trainer import resolve, storage
 from trainer.data.mixture import PLACE_TYPES, Order, Place, Pool, SourceCounts, drops_of, source_table, statistics
-from trainer.data.order import mix
+from trainer.data.order import mix, unit
 from trainer.data.packing import pack_windows
 from trainer.errors import PlanError
 
@@ -34,6 +34,7 @@ __all__ = ["Order", "Pack", "Place", "Plan", "SourceCounts", "assign", "drops_of
 FORMAT = 1
 EMPTY = -1
 EARLY_STEPS = 10
+STRATA = 10
 SEGMENT_BYTES = 64 * 1024**2
 PACK_TYPES = {"pack_tokens": np.int32, "pack_patches": np.int32, "pack_targets": np.int32, "pack_pairs": np.int32}
 BYTES_PER_PLACE = sum(np.dtype(kind).itemsize for kind in PLACE_TYPES.values())
@@ -287,7 +288,7 @@ def make_plan(sources: Sequence[SourceCounts], order: Order) -> Plan:
             break
     if waiting and order.steps is None and order.tokens is None:  # one pass ends with a step that may be short
         steps.append(waiting + [EMPTY] * (order.packs_per_step - len(waiting)))
-    steps = _early(pool, packs, _cut(pool, packs, steps, order), order)
+    steps = _cut(pool, packs, _early(pool, packs, steps, order), order)
     return _plan(pool, packs, steps, order)
 
 
@@ -319,7 +320,9 @@ def _steps(
     pool: Pool, packs: list[list[int]], waiting: list[int], window: int, order: Order
 ) -> tuple[list[list[int]], list[int]]:
     """(steps of whole blocks in seeded order, packs left over for the next window). Sorted by vision cost first (it
-    differs most between packs), then by the language model's attention, which grows with the square of a sample."""
+    differs most between packs), then by the language model's attention, which grows with the square of a sample.
+    Like lies beside like within a step; over the steps each tenth of the costs is spread evenly, so that every stretch
+    of a stage sees the whole mixture and the loss of one stretch compares with that of another."""
     tokens, patches = pool.tokens, pool.patches
 
     def cost(index: int) -> tuple[int, int, int]:
@@ -332,8 +335,11 @@ def _steps(
     spare = {waiting[place] for place in keep[:left].tolist()}
     ordered = sorted((index for index in waiting if index not in spare), key=cost)
     blocks = [ordered[at : at + size] for at in range(0, len(ordered), size)]
-    shuffled = np.argsort(mix(order.seed, window, 4, np.arange(len(blocks))), kind="stable")
-    return [blocks[number] for number in shuffled.tolist()], sorted(spare)
+    when = np.zeros(len(blocks))
+    for stratum in np.array_split(np.arange(len(blocks)), STRATA):
+        chance = mix(order.seed, window, 4, stratum)
+        when[stratum] = (np.argsort(np.argsort(chance, kind="stable")) + unit(mix(chance, 6))) / max(len(stratum), 1)
+    return [blocks[number] for number in np.argsort(when, kind="stable").tolist()], sorted(spare)
 
 
 def _cut(pool: Pool, packs: list[list[int]], steps: list[list[int]], order: Order) -> list[list[int]]:
