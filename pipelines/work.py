@@ -5,8 +5,8 @@ scheduler, programs of one process as children), everything else hands the same 
 (k8s/launcher.py) and waits. Every function may be called again: what is finished is recognised and left alone.
 
 The first step settles the recipe: it resolves name, overrides and base model into OUT/recipe.json, which all later
-steps read. So a step's parameters are few, and nothing in the middle of a run can be made from another recipe. `run_id` is
-the pipeline run that owns what a step creates on a cluster.
+steps read. So a step's parameters are few, and nothing in the middle of a run can be made from another recipe. `run_id`
+is the pipeline run that owns what a step creates on a cluster.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.k8s.golden import manifests
 from pipelines.full_recipe import compile_to
+from tests.k8s.golden import manifests
 from trainer.resolve import json_schema, load_recipe, resolved, shipped
 
 ROOT = Path(__file__).parents[1]

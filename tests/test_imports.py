@@ -86,7 +86,8 @@ def run_without(heavy: tuple[str, ...], statement: str) -> subprocess.CompletedP
         "            raise ImportError('blocked: ' + name)\n"
         "sys.meta_path.insert(0, Block())\n"
     )
-    return subprocess.run([sys.executable, "-c", block + statement], capture_output=True, text=True, cwd=ROOT)
+    command = [sys.executable, "-c", block + statement]
+    return subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT)
 
 
 def test_planner_launcher_renderer_and_cli_import_without_torch():

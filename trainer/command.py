@@ -10,7 +10,7 @@ and env from here, so a stage that works on a laptop is started by the same word
 The environment is what differs from the caller's: it never holds credentials or addresses of storage, which a pod gets
 from its service account and a laptop has already. The number of threads is always stated, because torchrun sets
 OMP_NUM_THREADS only for more than one process per node, and one-process pods would differ in bits from a
-two-process local run (FACTS.md, section 8).
+two-process local run (measured with torch 2.13).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PROGRAMS = {
 PREPARE = ("prepare-data", "prepare-stage", "requests", "select")
 """Steps of data preparation that run in a pod of their own on a cluster; all but the first take --stage."""
 
-PARENT_RUN = "MLFLOW_RUN_ID"  # KFP 2.17 may set it itself (FACTS.md, section 7), so we use the same name
+PARENT_RUN = "MLFLOW_RUN_ID"  # KFP 2.17 may set it itself, so we use the same name
 TRACKING_URI = "MLFLOW_TRACKING_URI"
 
 

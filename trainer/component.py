@@ -2,9 +2,9 @@
 
     torchx run -s local_cwd trainer/component.py:stage --recipe tiny --stage sft --out DIR
 
-torchx takes a component's arguments without `--` (FACTS.md, section 8). The component only says what to run; argv and
-environment come from trainer/command.py, which the PyTorchJob uses too. The pipeline builds the same AppDef through
-`app_of` and hands it to the same scheduler (pipelines/work.py).
+torchx takes a component's arguments without `--`: behind one, 2026.10.26 does not hand them on. The component only says
+what to run; argv and environment come from trainer/command.py, which the PyTorchJob uses too. The pipeline builds the
+same AppDef through `app_of` and hands it to the same scheduler (pipelines/work.py).
 
 No `from __future__ import annotations` here: torchx makes command-line options of the annotations and does not resolve
 them when they are strings.

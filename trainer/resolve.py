@@ -192,7 +192,7 @@ def _problems(error: ValidationError, root: type[BaseModel]) -> Iterator[tuple[s
         elif detail["type"] == "missing":
             yield path, "required, but missing"
         elif detail["type"] == "value_error":
-            for line in str(detail["ctx"]["error"]).splitlines():
+            for line in str(detail.get("ctx", {}).get("error", detail["msg"])).splitlines():
                 inner, colon, message = line.partition(": ")
                 yield (inner, message) if colon and " " not in inner else (path, line)
         else:

@@ -57,10 +57,16 @@ def start(module: str, args: Sequence[str], *, env: Mapping[str, str], output: i
     if path := os.environ.get(VARIABLE):
         with contextlib.suppress(OSError):
             return Forked(path, module, args, env, output)
-    out = {} if output is None else {"stdout": output, "stderr": output}
     command = [sys.executable, "-m", module, *args]
-    tied = functools.partial(die_with_parent, os.getpid())  # one prctl call, takes no locks
-    return subprocess.Popen(command, env=dict(env), process_group=0, preexec_fn=tied, **out)  # noqa: PLW1509
+    tied = functools.partial(die_with_parent, os.getpid())
+    return subprocess.Popen(
+        command,
+        env=dict(env),
+        process_group=0,
+        preexec_fn=tied,  # noqa: PLW1509 - one prctl call, takes no locks
+        stdout=output,
+        stderr=output,
+    )
 
 
 def die_with_parent(parent: int | None = None) -> None:
@@ -111,9 +117,8 @@ class Forked:
 
     def _finish(self) -> None:
         answer = self._reader.readline()
-        self.returncode = (
-            int(answer) if answer else -signal.SIGKILL
-        )  # no answer: the server died, and its forks with it
+        # No answer: the server died, and its forks with it.
+        self.returncode = int(answer) if answer else -signal.SIGKILL
         self._line.close()
 
 
@@ -142,7 +147,7 @@ class Server:
             for source in ready:
                 if source is self.listener:
                     self._accept()
-                elif source == wake_read:
+                elif isinstance(source, int):
                     os.read(wake_read, 4096)
                 else:
                     self._asker_gone(source)

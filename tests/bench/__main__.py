@@ -1,7 +1,7 @@
 """python -m tests.bench [NAME ...] [--quick]: a table for people and, as the last line of each, one JSON object.
 
-A benchmark is a module of this folder with `figures(quick: bool) -> dict[str, float]`. Ratios are taken in one run; times
-depend on the machine and are never asserted, counts are asserted in tests.
+A benchmark is a module of this folder with `figures(quick: bool) -> dict[str, float]`. Ratios are taken in one run;
+times depend on the machine and are never asserted, counts are asserted in tests.
 """
 
 from __future__ import annotations

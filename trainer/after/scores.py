@@ -81,7 +81,7 @@ def mean_scores(scores: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def normalise(text: str) -> str:
-    """Lower case, one space between words, no punctuation at the ends, no leading phrase unless there is nothing else."""
+    """Lower case, one space between words, no punctuation at the ends, no leading phrase unless it is all there is."""
     text = " ".join(text.lower().replace("*", " ").split()).strip(" .,;:!?\"'`")
     return _LEAD.sub("", text).strip(" .,;:!?\"'`") or text
 

@@ -1,7 +1,7 @@
 """How a family writes coordinates: absolute pixels of the resized image, 0-1000, or 0-1.
 
 Geometry in a Sample is in pixels of the original file. It is converted when the grid of the medium is known, in one
-place, here: coordinates that were not rescaled with the image are the first cause of "0 mAP" reports (FACTS.md).
+place, here: coordinates that were not rescaled with the image are the first cause of "0 mAP" reports.
 """
 
 from __future__ import annotations
