@@ -195,6 +195,15 @@ def test_a_recipe_that_extends_another_keeps_what_it_does_not_name():
     assert recipe.stages.stage1 == tiny.stages.stage1
 
 
+def test_null_takes_a_source_out_of_what_a_recipe_extends():
+    text = "extends: tiny\nname: mine\nprepare: {sources: {videos: null}}\nstages:\n"
+    text += "".join(f"  {stage}: {{data: {{videos: null}}}}\n" for stage in ("stage2", "stage3"))
+    recipe = load_recipe(text)
+    assert "videos" not in recipe.prepare.sources and "videos" not in recipe.stages.stage2.data
+    with pytest.raises(RecipeError, match=r"stages\.stage3\.data\.videos: no such source"):
+        load_recipe(text.rpartition("  stage3")[0])
+
+
 def test_recipes_that_extend_each_other_are_an_error(tmp_path: Path):
     (tmp_path / "a.yaml").write_text(f"extends: {tmp_path}/b.yaml\n")
     (tmp_path / "b.yaml").write_text(f"extends: {tmp_path}/a.yaml\n")

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from trainer.recipe import STAGES
@@ -43,14 +44,20 @@ def run(recipe: str, out: Path) -> float:
     return time.monotonic() - began
 
 
-def kill_in_stage2(recipe: str, out: Path, *, limit_s: float = 600) -> str:
+def kill_top(top: subprocess.Popen[str]) -> None:
+    os.kill(top.pid, signal.SIGKILL)
+
+
+def kill_in_stage2(
+    recipe: str, out: Path, *, kill: Callable[[subprocess.Popen[str]], None] = kill_top, limit_s: float = 600
+) -> str:
     """Start a run and SIGKILL its top process once stage2 has committed a checkpoint; the checkpoint's name."""
     process = start(recipe, out)
     began = time.monotonic()
     while time.monotonic() - began < limit_s:
         committed = sorted((out / "stage2" / "checkpoints").glob("step-*/manifest.json"))
         if committed:
-            os.kill(process.pid, signal.SIGKILL)
+            kill(process)
             process.wait()
             if (out / "stage2" / "result.json").exists():
                 raise RuntimeError("stage2 had ended before the kill: give it more steps")

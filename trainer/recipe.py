@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 STAGES = ("stage1", "stage2", "stage3", "sft", "dpo")
 GROUPS = ("vision", "merger", "llm")
@@ -35,6 +35,10 @@ def execution(default: Any = ..., **more: Any) -> Any:
 def note(default: Any = ..., **more: Any) -> Any:
     """A field for people."""
     return Field(default, json_schema_extra={"role": "note"}, **more)
+
+
+def _without_nulls(value: Any) -> Any:
+    return {key: entry for key, entry in value.items() if entry is not None} if isinstance(value, dict) else value
 
 
 class Strict(BaseModel):
@@ -116,7 +120,10 @@ class Source(Strict):
 
 class Prepare(Strict):
     engine: Literal["native", "ray"] = execution("native")
-    sources: dict[Slug, Source] = result()
+    sources: Annotated[
+        dict[Slug, Source], BeforeValidator(_without_nulls, json_schema_input_type=dict[Slug, Source | None])
+    ] = result()
+    """By name; null takes out one that the recipe below `extends` has."""
     max_bad_fraction: float = result(0.0, ge=0, lt=1)
     """Rows that cannot be read, as a share of a source; more than this fails the step."""
     shard_bytes: int = result(256 * 1024**2, ge=4096)
@@ -272,8 +279,12 @@ class Dpo(Strict):
 class Stage(Strict):
     train: Train = result()
     packing: Packing = result()
-    data: dict[str, Annotated[float, Field(gt=0)]] = result(min_length=1)
-    """Source name -> how often one pass uses each of its samples (0.5: half of them, 2: twice, other variants)."""
+    data: Annotated[
+        dict[str, Annotated[float, Field(gt=0)]],
+        BeforeValidator(_without_nulls, json_schema_input_type=dict[str, Annotated[float, Field(gt=0)] | None]),
+    ] = result(min_length=1)
+    """Source name -> how often one pass uses each of its samples (0.5: half of them, 2: twice, other variants); null
+    takes out one that the recipe below `extends` has."""
     pixels: Pixels = result(default_factory=Pixels)
     optim: Optim = result()
     schedule: Schedule = result()
