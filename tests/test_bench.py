@@ -1,0 +1,61 @@
+"""Benchmarks run, say what they measured in one JSON line each, and their counts are what they should be."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.bench.__main__ import names
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[str, dict[str, Any]]:
+    """All of them in one process, the imports are most of the time: name -> the last line of its output, read."""
+    command = [sys.executable, "-m", "tests.bench", "--quick"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT, env=_environment())
+    assert done.returncode == 0, done.stderr
+    blocks: dict[str, str] = {}
+    name = ""
+    for line in done.stdout.splitlines():
+        name = line.removesuffix(" (quick)") if line.endswith(" (quick)") else name
+        blocks[name] = line
+    return {name: json.loads(line) for name, line in blocks.items()}
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_benchmark_ends_with_one_json_object(name: str, results: dict[str, dict[str, Any]]) -> None:
+    result = results[name]
+    assert result["name"] == name
+    assert result["figures"] and all(isinstance(value, int | float) for value in result["figures"].values())
+    assert result["machine"] and result["date"] and result["versions"]["torch"]
+
+
+@pytest.mark.parametrize("windows", ["", "_windows_of_2000"])
+@pytest.mark.parametrize("length", [8192, 32768])
+def test_packs_are_as_few_as_can_be(length: int, windows: str, results: dict[str, dict[str, Any]]) -> None:
+    figures = results["packing"]["figures"]
+    assert 1 <= figures[f"bins_over_bound_{length}{windows}"] < 1.005
+    assert 0.995 < figures[f"fill_{length}{windows}"] <= 1
+
+
+def test_a_call_a_segment_gives_what_a_dense_mask_gives(results: dict[str, dict[str, Any]]) -> None:
+    assert results["attention"]["figures"]["largest_difference"] < 1e-5
+
+
+def test_a_benchmark_that_is_not_there_is_refused() -> None:
+    command = [sys.executable, "-m", "tests.bench", "no-such-benchmark"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT, env=_environment())
+    assert done.returncode == 2
+    assert "packing" in done.stderr
