@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import torch.distributed as dist
 
 from tests.state.weed import BUCKET, program, s3_server
 from trainer import manifest as manifests
-from trainer import storage
+from trainer import storage, warm
 from trainer.errors import CheckpointError, StageMismatch, StorageError
 from trainer.observe.metrics import Row, history
 from trainer.state import resume, slices
@@ -25,12 +26,13 @@ from trainer.state.snapshot import Snapshot
 from trainer.state.upload import Identity, Uploader
 
 IDENTITY = Identity("sft", 1, "s", "p", "b")
+ON_CPU = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def run(world_size: int, out: str, script: list[list[Any]], *, want: int = 0, **more: str) -> dict[str, Any]:
     """tests/state/program.py under the launcher; what rank 0 told."""
-    env = {key: value for key, value in os.environ.items() if not key.startswith("QWENVL_")}
-    env |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **more}
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("QWENVL_") or key == warm.VARIABLE}
+    env = kept | ON_CPU | more
     args = [
         "--nproc-per-node",
         str(world_size),
@@ -57,7 +59,23 @@ def run(world_size: int, out: str, script: list[list[Any]], *, want: int = 0, **
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def imported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The ranks below are forks of one process that has torch and DeepSpeed imported, as in `qwenvl run`."""
+    path = str(tmp_path_factory.mktemp("warm") / "socket")
+    code = f"import trainer.warm as w; w.PRELOAD = ('trainer.step.imports:import_large',); w.main([{path!r}])"
+    server = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, **ON_CPU})
+    while not os.path.exists(path):
+        assert server.poll() is None
+        time.sleep(0.01)
+    os.environ[warm.VARIABLE] = path
+    yield
+    del os.environ[warm.VARIABLE]
+    server.kill()
+    server.wait()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, imported: None) -> tuple[Path, dict[str, Any]]:
     """Two ranks: two steps, a commit, two more steps."""
     out = tmp_path_factory.mktemp("trained")
     script = [["train", 2], ["commit"], ["digest", "at2"], ["train", 2], ["wait"], ["digest", "at4"]]
@@ -112,7 +130,7 @@ def test_a_flipped_byte_ends_every_rank_with_the_objects_name(
 
 
 @pytest.mark.slow
-def test_checkpoints_in_s3_load_at_another_world_size(tmp_path: Path) -> None:
+def test_checkpoints_in_s3_load_at_another_world_size(tmp_path: Path, imported: None) -> None:
     if program() is None:
         pytest.skip("SeaweedFS (dev extra) is not installed")
     with s3_server(tmp_path / "weed") as env:
