@@ -1,4 +1,4 @@
-"""One step of data preparation as a program: what a pod of the prepare image runs.
+"""One step of data preparation as a program: what a pod of the prepare image runs, and a way to try a step alone.
 
     python -m pipelines.prepare prepare-data  --recipe REF --out OUT
     python -m pipelines.prepare prepare-stage --recipe REF --out OUT --stage sft
@@ -12,11 +12,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from trainer import storage
 from trainer.command import PREPARE
 from trainer.errors import QwenVLError
 from trainer.recipe import Recipe
-from trainer.resolve import from_resolved, load_recipe
+from trainer.resolve import load_recipe
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,19 +24,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--recipe", required=True, help="a resolved recipe (.json), or what a recipe can be named by")
     parser.add_argument("--out", required=True)
     parser.add_argument("--stage")
+    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="A.B=VALUE")
     arguments = parser.parse_args(argv)
     if (arguments.stage is None) != (arguments.what == "prepare-data"):
         parser.error(f"{arguments.what} {'needs' if arguments.stage is None else 'takes no'} --stage")
     try:
-        run(arguments.what, recipe_of(arguments.recipe), arguments.out, arguments.stage)
+        run(arguments.what, load_recipe(arguments.recipe, arguments.overrides), arguments.out, arguments.stage)
     except QwenVLError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return error.code
     return 0
-
-
-def recipe_of(ref: str) -> Recipe:
-    return from_resolved(storage.read_json(ref), where=ref) if ref.endswith(".json") else load_recipe(ref)
 
 
 def run(what: str, recipe: Recipe, out: str, stage: str | None) -> None:

@@ -1,7 +1,7 @@
 """Sources to shards: read rows in a public format, check and measure their media, write Samples and media as shards.
 
     prepare_data(recipe, out)     the built-in corpus where the recipe names it, every source, the tokenizer
-    python -m pipelines.prepare.ingest --recipe tiny --out DIR
+    python -m pipelines.prepare prepare-data --recipe tiny --out DIR
 
 What was read, kept and refused, and why, is counted in OUT/data/funnel.json. A source that is already there is
 recognised by the digest of what it was made from (annotation files, sizes and times of local media, reader version).
@@ -9,7 +9,6 @@ recognised by the digest of what it was made from (annotation files, sizes and t
 
 from __future__ import annotations
 
-import argparse
 import glob
 import json
 import os
@@ -31,7 +30,7 @@ from trainer.data.sample import from_json
 from trainer.data.shards import MANIFEST, ShardWriter
 from trainer.errors import DataError
 from trainer.recipe import Recipe, Source
-from trainer.resolve import digest, load_recipe
+from trainer.resolve import digest
 
 VERSION = 1
 """Raised when the same rows give other samples than before: sources are made again."""
@@ -250,16 +249,3 @@ def check(funnel: Funnel, max_bad_fraction: float, *, where: str) -> None:
         got=f"{refused} of {funnel.read} ({reasons})\n    {shown}" if refused else "no rows",
         do="repair the rows, or raise prepare.max_bad_fraction to leave them out (counted in data/funnel.json)",
     )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", required=True)
-    parser.add_argument("--out", required=True)
-    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="a.b=value")
-    arguments = parser.parse_args()
-    prepare_data(load_recipe(arguments.recipe, arguments.overrides), arguments.out)
-
-
-if __name__ == "__main__":
-    main()

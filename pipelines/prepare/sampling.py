@@ -4,7 +4,7 @@
     ... trainer/after/generate.py or an endpoint writes OUT/prepare-sft/answers/
     select_answers(recipe, "sft", out)    OUT/data/sources/sampled-sft/train, OUT/prepare-sft/selection.json
 
-    python -m pipelines.prepare.sampling requests|select --recipe tiny --stage sft --out DIR
+    python -m pipelines.prepare requests|select --recipe tiny --stage sft --out DIR
 
 sft keeps correct answers, dpo pairs a correct with an incorrect one. What the answers are compared with is the key that
 a sample carries. Everything is chosen by hashes of names: the same answers give the same shards.
@@ -12,7 +12,6 @@ a sample carries. Everything is chosen by hashes of names: the same answers give
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -35,7 +34,7 @@ from trainer.data.tokenizer import Tokenizer
 from trainer.errors import DataError, UsageError
 from trainer.models.config import family_of, tokenizer_uri
 from trainer.recipe import Recipe, Sampling, Stage
-from trainer.resolve import digest, load_recipe
+from trainer.resolve import digest
 
 VERSION = 1
 INPUT = "input.json"
@@ -310,20 +309,3 @@ def _sample(request: Request, source: str, suffix: str, answer: Answer, **parts:
         "meta": {"request": request.id, "model": answer.model},
     }
     return Sample.model_validate(json.loads(json.dumps({**content, **written})))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("requests", "select"))
-    parser.add_argument("--recipe", required=True)
-    parser.add_argument("--stage", required=True)
-    parser.add_argument("--out", required=True)
-    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="a.b=value")
-    arguments = parser.parse_args()
-    recipe = load_recipe(arguments.recipe, arguments.overrides)
-    step = make_requests if arguments.what == "requests" else select_answers
-    step(recipe, arguments.stage, arguments.out)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,7 @@
 """The plan of a stage: counts of its sources, then packs, steps and lanes; and the same for what is held out.
 
     prepare_stage(recipe, "stage1", out)     OUT/stage1/plan/ and OUT/stage1/plan/held_out/
-    python -m pipelines.prepare.stage --recipe tiny --stage stage1 --out DIR
+    python -m pipelines.prepare prepare-stage --recipe tiny --stage stage1 --out DIR
 
 A plan is made once. Asked again it is recognised by its facts; a stage that has begun keeps its plan, and a recipe that
 would need another one is an error.
@@ -9,7 +9,6 @@ would need another one is an error.
 
 from __future__ import annotations
 
-import argparse
 import time
 from typing import Any
 
@@ -23,7 +22,7 @@ from trainer.data.tokenizer import Tokenizer
 from trainer.errors import PlanError, StageMismatch, UsageError
 from trainer.models.config import family_of, tokenizer_uri
 from trainer.recipe import SAMPLED, Recipe, Stage
-from trainer.resolve import digest, load_recipe
+from trainer.resolve import digest
 
 Json = dict[str, Any]
 
@@ -188,17 +187,3 @@ def _print(plan: Plan, stage: str, split: str, counts: list[SourceCounts]) -> No
             f"{row['patches']:>10}{row['fitted']:>8}  {drops}",
             flush=True,
         )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", required=True)
-    parser.add_argument("--stage", required=True)
-    parser.add_argument("--out", required=True)
-    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="a.b=value")
-    arguments = parser.parse_args()
-    prepare_stage(load_recipe(arguments.recipe, arguments.overrides), arguments.stage, arguments.out)
-
-
-if __name__ == "__main__":
-    main()

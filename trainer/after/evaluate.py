@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
@@ -34,7 +33,7 @@ from trainer.handover import StageResult
 from trainer.models import config as configs
 from trainer.progress import Progress
 from trainer.recipe import Recipe
-from trainer.resolve import digest, load_recipe
+from trainer.resolve import digest
 
 FORMAT = 1
 NAME = "evaluation.json"
@@ -249,13 +248,9 @@ def _write_predictions(out: str, asked: list[Task], before: Seen, after: Seen) -
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--recipe", required=True)
-    parser.add_argument("--out", required=True)
-    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="A.B=VALUE")
-    arguments = parser.parse_args()
+    recipe, arguments = opening.asked(__doc__)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
-    found = evaluate(load_recipe(arguments.recipe, arguments.overrides), arguments.out)
+    found = evaluate(recipe, arguments.out)
     for kind, rows in found["evaluation"].items():
         loss = rows["loss"]
         print(f"evaluate: {kind}: held-out loss {loss['before']:.3f} -> {loss['after']:.3f} ({loss['n']} samples)")

@@ -8,20 +8,18 @@ It loads with transformers' AutoModelForImageTextToText and AutoProcessor; token
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterable
 from typing import Any
 
 from trainer import handover, storage
-from trainer.after.opening import run_program
+from trainer.after.opening import asked, run_program
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import UsageError
 from trainer.handover import StageResult
 from trainer.models import config as configs
 from trainer.models.family import Family
 from trainer.recipe import Recipe
-from trainer.resolve import load_recipe
 
 DONE = "export.json"
 FORMAT = 1
@@ -197,12 +195,8 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--recipe", required=True)
-    parser.add_argument("--out", required=True)
-    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="A.B=VALUE")
-    arguments = parser.parse_args()
-    found = export(load_recipe(arguments.recipe, arguments.overrides), arguments.out)
+    recipe, arguments = asked(__doc__)
+    found = export(recipe, arguments.out)
     print(f"export: {len(found['files'])} files after {found['stage']}")
 
 

@@ -8,7 +8,6 @@ step goes on where it stopped. One node, no ZeRO: under ZeRO-3 every token would
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -24,7 +23,7 @@ from trainer.errors import QwenVLError, UsageError
 from trainer.models import config as configs
 from trainer.progress import Progress
 from trainer.recipe import Recipe, Sampling
-from trainer.resolve import digest, load_recipe
+from trainer.resolve import digest
 
 
 @dataclass
@@ -168,13 +167,8 @@ def _prompt(request: Request, media: Media, rules: Rules) -> Prompt | str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--recipe", required=True)
-    parser.add_argument("--out", required=True)
-    parser.add_argument("--stage", required=True)
-    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="A.B=VALUE")
-    arguments = parser.parse_args()
-    counts = generate(load_recipe(arguments.recipe, arguments.overrides), arguments.stage, arguments.out)
+    recipe, arguments = opening.asked(__doc__, "--stage")
+    counts = generate(recipe, arguments.stage, arguments.out)
     print(f"answers for {arguments.stage}: {counts['stop']} ended, {counts['length']} cut, {counts['error']} errors")
 
 

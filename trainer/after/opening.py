@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import importlib
 import importlib.util
@@ -20,11 +21,23 @@ from trainer import handover, storage
 from trainer.edge import code_of, told
 from trainer.errors import QwenVLError
 from trainer.models.family import Family
+from trainer.recipe import Recipe
+from trainer.resolve import load_recipe
 
 
 def parts_of(family: Family) -> ModuleType:
     """The family's torch module (plan_vision, run_vision, ...), beside its file."""
     return importlib.import_module(f"{type(family).__module__}_model")
+
+
+def asked(about: str | None, *required: str) -> tuple[Recipe, argparse.Namespace]:
+    """The recipe that the command line names, and its arguments: --out and `required`; `about` is the docstring."""
+    parser = argparse.ArgumentParser(description=(about or "").partition("\n")[0])
+    for name in ("--recipe", "--out", *required):
+        parser.add_argument(name, required=True)
+    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="A.B=VALUE")
+    arguments = parser.parse_args()
+    return load_recipe(arguments.recipe, arguments.overrides), arguments
 
 
 def run_program(program: Callable[[], None]) -> None:
