@@ -45,6 +45,9 @@ def s3_server(folder: Path) -> Iterator[dict[str, str]]:
         "-ip=127.0.0.1",
         "-s3",
         f"-dir={folder}",
+        "-s3.port.iceberg=0",  # at fixed ports otherwise: a second server would end at once
+        "-s3.port.lance=0",
+        "-master.telemetry=false",
         "-master.volumeSizeLimitMB=64",
         "-volume.max=20",
     ]
