@@ -10,24 +10,32 @@ UV_VERSION := 0.13.9
 TORCH_BACKEND ?=
 OUT ?= out/tiny
 RECIPE ?= tiny
+PORT ?= 5000
 # The environment is made again when what it is made from changes.
 STAMP := $(VENV)/.ready-$(shell cat pyproject.toml constraints.txt Makefile | sha256sum | cut -c1-12)$(TORCH_BACKEND)
 
-.PHONY: help setup run test verify check bench format generated refresh-schemas constraints clean
+.PHONY: help setup run ui test verify check bench format generated refresh-schemas constraints clean
 
 help: ## what there is
-	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 20
+	@echo "make TARGET [NAME=value]"
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 18 | sed 's/^/  /'
+	@echo "Start with: make run, make test. Everything is set up on first use; .venv/bin/qwenvl --help has the rest."
 
 setup: $(STAMP) ## the virtual environment (the others do it by themselves)
 
 $(STAMP):
 	@missing=0; \
 	need() { echo "missing: $$1 (Debian: apt-get install $$2)"; missing=1; }; \
-	[ -n "$(PYTHON)" ] || need "python 3.11 or newer" python3; \
-	[ -z "$(PYTHON)" ] || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || need "python 3.11 or newer, $(PYTHON) is older" python3; \
-	[ -z "$(PYTHON)" ] || $(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || need "the venv module of $(PYTHON)" python3-venv; \
+	if [ -z "$(PYTHON)" ]; then need "python 3.11, 3.12 or 3.13" python3; \
+	elif ! $(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))'; then \
+	  need "python 3.11, 3.12 or 3.13; $(PYTHON) is another, make PYTHON=... names one" python3; \
+	else \
+	  $(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || need "the venv module of $(PYTHON)" python3-venv; \
+	  $(PYTHON) -c 'import os, sysconfig; open(os.path.join(sysconfig.get_path("include"), "Python.h"))' 2>/dev/null \
+	    || need "the headers of $(PYTHON), for the op that DeepSpeed builds" python3-dev; \
+	fi; \
 	command -v git >/dev/null || need git git; \
-	command -v g++ >/dev/null || need "g++, DeepSpeed builds a small op with it" g++; \
+	command -v g++ >/dev/null || need "g++, for the op that DeepSpeed builds" g++; \
 	[ $$missing = 0 ]
 	@echo "setup: packages into $(VENV), some 6 GB; 1 to 3 minutes the first time"
 	@start=$$SECONDS; rm -f $(VENV)/.ready-*; \
@@ -39,6 +47,13 @@ $(STAMP):
 
 run: $(STAMP) ## the whole recipe on this machine: make run [RECIPE=tiny] [OUT=out/tiny]
 	$(BIN)/qwenvl run $(RECIPE) --out $(OUT)
+
+ui: $(STAMP) ## MLflow's pages on a run of this machine: make ui [OUT=out/tiny] [PORT=5000]
+	@[ -f "$(OUT)/mlflow/mlflow.db" ] || { echo "no run in $(OUT) yet: make run, or name its folder with OUT="; exit 1; }
+	@echo "http://127.0.0.1:$(PORT)    (Ctrl-C ends it)"
+	@MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow server --host 127.0.0.1 --port $(PORT) --workers 1 \
+	  --backend-store-uri "sqlite:///$(abspath $(OUT))/mlflow/mlflow.db" \
+	  --artifacts-destination "$(abspath $(OUT))/mlflow/artifacts"
 
 test: $(STAMP) ## every test, verify among them
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
