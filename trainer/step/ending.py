@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -14,11 +15,52 @@ from trainer.handover import FreezeRow, StageResult
 from trainer.heartbeat import utc
 from trainer.manifest import Change
 from trainer.models import freeze, hub
+from trainer.models.family import Family
 from trainer.observe.metrics import Row, history
 from trainer.resolve import resolved, stage_digest, stage_fields
 from trainer.step.asked import Job
 from trainer.step.inputs import Inputs
 from trainer.step.packed import PackedModel
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What the stage began with: the freeze proof compares with it."""
+
+    plan: freeze.FreezePlan
+    read: Mapping[str, str]
+    """Digests of every tensor as the parent stored it."""
+    frozen: Mapping[str, str]
+    """Of this rank's part of each frozen parameter."""
+    masters: Mapping[str, str]
+    """Of this rank's fp32 masters."""
+
+
+def weights_of(
+    packed: PackedModel, engine: Any, plan: freeze.FreezePlan, family: Family, *, read: Mapping[str, str]
+) -> Weights:
+    """Taken while the engine holds the parent's weights, before a checkpoint replaces them. No communication."""
+    frozen = freeze.frozen_digests(packed.model, plan, family)
+    return Weights(plan, read, frozen, masters=freeze.master_digests(engine))
+
+
+def freeze_table(
+    before: Weights, packed: PackedModel, engine: Any, inputs: Inputs, saved: hub.Saved
+) -> list[FreezeRow]:
+    """The proof, from memory and from the stored tensors. Every rank calls it.
+
+    Raises:
+        FreezeError: a frozen parameter changed, or a trained group did not move.
+    """
+    now = freeze.frozen_digests(packed.model, before.plan, inputs.family)
+    return freeze.prove(
+        before.plan,
+        sizes=sizes_of(packed, inputs),
+        read=before.read,
+        handed_over=saved.digests,
+        changed_in_memory=changed_in_memory(before.frozen, now),
+        moved_groups=freeze.moved(engine, before.masters, inputs.group_of),
+    )
 
 
 def changed_in_memory(before: Mapping[str, str], after: Mapping[str, str]) -> set[str]:
