@@ -209,3 +209,11 @@ def test_recipes_that_extend_each_other_are_an_error(tmp_path: Path):
     (tmp_path / "b.yaml").write_text(f"extends: {tmp_path}/a.yaml\n")
     with pytest.raises(RecipeError, match="circle"):
         load_recipe(str(tmp_path / "a.yaml"))
+
+
+@pytest.mark.parametrize("page", ["README.md", "trainer/recipes/README.md"])
+def test_the_recipes_in_the_readmes_are_valid(page: str):
+    texts = Path(__file__).parents[1].joinpath(page).read_text().split("```yaml\n")[1:]
+    assert texts
+    for text in texts:
+        assert load_recipe(text.partition("```")[0]).name == "mine"
