@@ -229,6 +229,7 @@ def _become(request: dict[str, Any], streams: list[int], server: int) -> NoRetur
         os.chdir(request["cwd"])
         sys.argv = [request["module"], *request["args"]]
         _seed_anew()
+        sys.modules.pop(request["module"], None)  # runs as __main__ whether or not it was imported, as python -m does
         runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
         code = 0
     except SystemExit as leave:
