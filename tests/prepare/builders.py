@@ -25,6 +25,7 @@ CORPUS_FILES = {
     "videos": "json",
     "agents": "jsonl",
     "text": "jsonl",
+    "descriptions": "jsonl",
     "instructions": "jsonl",
     "preferences": "jsonl",
 }

@@ -24,6 +24,7 @@ WRITERS: dict[str, Writer] = {
     "preferences": pictures.write_preferences,
     "videos": clips.write_videos,
     "text": texts.write_texts,
+    "descriptions": texts.write_descriptions,
     "documents": pages.write_documents,
     "interleaved": pages.write_interleaved,
     "agents": screens.write_agents,

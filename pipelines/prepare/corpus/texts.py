@@ -1,10 +1,11 @@
-"""Plain text (JSONL): READMEs, licences and manuals of packages, cut at paragraphs."""
+"""Plain text (JSONL): READMEs, licences and manuals of packages, cut at paragraphs; and icons described in words."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 
+from pipelines.prepare.corpus.draw import COLOURS, DIRECTIONS, PLACES, article
 from pipelines.prepare.corpus.folder import Folder, Ingredients
 from pipelines.prepare.corpus.sources import Split
 
@@ -20,6 +21,29 @@ def write_texts(folder: Folder, split: Split, found: Ingredients) -> None:
     ]
     rng.shuffle(rows)
     folder.jsonl("text", split, rows[: folder.count(700 if split == "train" else 64, 16)])
+
+
+def write_descriptions(folder: Folder, split: Split, found: Ingredients) -> None:
+    """Text alone about one icon, in three to five sentences that all name its colour. A language model learns from it
+    that what was said before matters for what comes next; without that a frozen one could not use a picture either."""
+    rng = folder.rng("descriptions", split)
+    rows = []
+    for number in range(folder.count(3000 if split == "train" else 64, 16)):
+        colour, name, place = rng.choice(list(COLOURS)), rng.choice(found.icons).name, rng.choice(list(PLACES))
+        label, start, lasting = f"{colour} {name}", rng.randrange(4) / 2, rng.randint(1, 3) / 2
+        moving = f"moves {rng.choice(list(DIRECTIONS))} between {start:.1f} and {start + lasting:.1f} seconds"
+        sentences = [
+            f"the icon is {colour}.",
+            f"there is {article(label)} {place}.",
+            f"what colour is the icon? {colour}",
+            f"{article(label)}.",
+            f"{article(label)} {place}.",
+            f"{article(label)} {moving}.",
+            f"find the {label}.",
+        ]
+        rng.shuffle(sentences)
+        rows.append({"id": f"description-{split}-{number:05d}", "text": " ".join(sentences[: rng.randint(3, 5)])})
+    folder.jsonl("descriptions", split, rows)
 
 
 def paragraphs(text: str) -> list[str]:
