@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from pipelines.prepare.formats import check_formats
 from trainer import storage
 from trainer.errors import StageMismatch
 from trainer.recipe import STAGES, Recipe
@@ -19,9 +20,15 @@ NAME = "recipe.json"
 
 
 def asked_recipe(recipe: str, overrides: Iterable[str], base_model: str = "") -> Recipe:
-    """The recipe that a person asks for; `base_model` takes the place of `model.base` or of `model.init`."""
+    """The recipe that a person asks for; `base_model` takes the place of `model.base` or of `model.init`.
+
+    Raises:
+        RecipeError: the recipe is not valid, or names a data format that has no reader.
+    """
     extra = [f"model.base={base_model}", "model.init=null", "model.config=null"] if base_model else []
-    return load_recipe(recipe, [*overrides, *extra])
+    found = load_recipe(recipe, [*overrides, *extra])
+    check_formats({name: source.format for name, source in found.prepare.sources.items()})
+    return found
 
 
 def stored_recipe(out: str) -> Recipe:

@@ -48,8 +48,8 @@ def test_a_mistake_is_one_message_and_its_code(words: str, want: str) -> None:
     assert want in done.stderr and "Traceback" not in done.stderr
 
 
-def torchx(words: str) -> subprocess.CompletedProcess[str]:
+def torchx(words: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
     program = str(Path(sys.executable).parent / "torchx")
     env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     argv = [program, *words.split()]
-    return subprocess.run(argv, capture_output=True, text=True, cwd=ROOT, env=env, timeout=60, check=False)
+    return subprocess.run(argv, capture_output=True, text=True, cwd=ROOT, env=env, timeout=timeout_s, check=False)

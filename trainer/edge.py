@@ -93,7 +93,9 @@ def _ending(code: int, error: BaseException | None) -> Ending:
 def _leave(code: int, error: BaseException | None) -> NoReturn:
     write_ending(_ending(code, error))
     if error is not None and told(error):
-        if not isinstance(error, QwenVLError | SystemExit):
+        if (
+            not isinstance(error, QwenVLError | SystemExit) and code != PeerLost.code
+        ):  # which collective it was: no news
             traceback.print_exception(error)
         print(f"error: {told(error)}", file=sys.stderr)
     sys.stdout.flush()

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,9 @@ class Finished:
 
 
 def files_below(folder: Path) -> dict[str, tuple[int, int]]:
-    """Path -> (size, time of change) of every file."""
-    stats = {str(file.relative_to(folder)): file.stat() for file in folder.rglob("*") if file.is_file()}
+    """Path -> (size, time of change) of every file but the lock."""
+    files = [file for file in folder.rglob("*") if file.is_file() and file.name != ".lock"]
+    stats = {str(file.relative_to(folder)): file.stat() for file in files}
     return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
 
 
@@ -153,12 +155,12 @@ def rank_pid(tree: list[int], rank: int) -> int:
     return found
 
 
-def wait_for(out: Path, pattern: str, top: subprocess.Popen[str], limit_s: float = 120) -> None:
-    """Until a file below `out` matches; fails when the run ends before."""
+def wait_until(true: Callable[[], bool], top: subprocess.Popen[str], out: Path, limit_s: float = 120) -> None:
+    """Fails when the run ends before."""
 
-    def there() -> bool:
-        found = any(out.glob(pattern))
-        assert found or top.poll() is None, f"ended with {top.returncode} before {pattern}:\n{told_by(out)}"
+    def now() -> bool:
+        found = true()
+        assert found or top.poll() is None, f"ended with {top.returncode}:\n{told_by(out)}"
         return found
 
-    assert processes.wait_until(there, limit_s), f"no {pattern} after {limit_s} s:\n{told_by(out)}"
+    assert processes.wait_until(now, limit_s), f"not within {limit_s} s:\n{told_by(out)}"

@@ -20,10 +20,11 @@ OPTIONAL = ("mlflow", "pandas", "sklearn", "scipy", "torchvision")
 def lean_imports() -> Iterator[None]:
     """Hide optional packages and hold the garbage collector back while large packages are imported.
 
-    A package that is already imported stays visible. With collection off the imports of a rank take about a tenth
-    less time; what they made is then moved out of the collector's sight, which makes later collections cheaper too.
+    A package that is already imported stays visible, and all do when transformers is imported already: it has asked
+    what there is, and remembers. With collection off the imports of a rank take about a tenth less time; what they made
+    is then moved out of the collector's sight, which makes later collections cheaper too.
     """
-    hidden = [name for name in OPTIONAL if name not in sys.modules]
+    hidden = [name for name in OPTIONAL if name not in sys.modules and "transformers" not in sys.modules]
     collecting = gc.isenabled()
     gc.disable()
     for name in hidden:
@@ -42,6 +43,9 @@ def lean_imports() -> Iterator[None]:
 def import_large() -> None:
     """torch, DeepSpeed and the model classes. trainer/warm.py calls it once for all programs of a local run."""
     with lean_imports():
-        import deepspeed  # noqa: F401
+        import deepspeed
         import torch  # noqa: F401
         from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl  # noqa: F401
+    # On CPU it compiles an all-reduce for tensor-parallel inference when a rank starts: with g++, up to a minute the
+    # first time, and again whenever two environments take turns, because they share a cache. Training never calls it.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

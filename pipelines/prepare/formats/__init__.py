@@ -12,6 +12,8 @@ preference    pairs of a chosen and a rejected answer: LLaMA-Factory's ranking, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from difflib import get_close_matches
 from importlib import import_module
 
 from pipelines.prepare.formats.rows import Reader
@@ -20,10 +22,20 @@ from trainer.errors import RecipeError
 FORMATS = ("agent", "coco", "interleaved", "layout", "llava", "openai", "preference", "text")
 
 
+def check_formats(named: Mapping[str, str]) -> None:
+    """{source: format}. Raises RecipeError with every source whose format has no reader."""
+    problems = []
+    for source, name in named.items():
+        if name not in FORMATS:
+            close = get_close_matches(name, FORMATS, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            said = f"no such format {name!r}; there is {', '.join(FORMATS)}{hint}"
+            problems.append((f"prepare.sources.{source}.format", said))
+    if problems:
+        raise RecipeError(problems)
+
+
 def reader(name: str, source: str) -> Reader:
     """The reader of a format. Raises RecipeError when there is none of that name."""
-    if name not in FORMATS:
-        raise RecipeError(
-            [(f"prepare.sources.{source}.format", f"no such format {name!r}; there is {', '.join(FORMATS)}")]
-        )
+    check_formats({source: name})
     return import_module(f"pipelines.prepare.formats.{name}").read

@@ -1,0 +1,93 @@
+"""Bad input: one clear message, the documented exit code, nothing half-written; through the real command.
+
+What is wrong on the command line and who may use an output is in tests/pipelines/test_run.py; processes that die are in
+test_own_data.py and test_verify.py.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.integration.runs import Finished, files_below, llava, own_recipe, qwenvl, write_llava
+from trainer.errors import DataError, PlanError, RecipeError
+
+
+def ended_with(text: str) -> list[str]:
+    """The error as the top tells it: from `error` to the end."""
+    lines = text.splitlines()
+    starts = [at for at, line in enumerate(lines) if line.startswith("error")]
+    assert len(starts) == 1, f"an error is told once:\n{text}"
+    return lines[starts[0] :]
+
+
+@pytest.mark.parametrize(
+    ("change", "want"),
+    [
+        ({"prepare": {"max_bad_fractoin": 0.5}}, "did you mean max_bad_fraction?"),
+        ({"stages": {"sft": {"train": {"merger": False, "llm": False}}}}, "trains nothing"),
+        ({"prepare": {"sources": {"mine": {"format": "lava"}}}}, "did you mean llava?"),
+    ],
+)
+def test_a_recipe_file_that_says_something_wrong_writes_nothing(
+    tmp_path: Path, change: dict[str, Any], want: str
+) -> None:
+    llava(tmp_path / "data")
+    recipe = tmp_path / "wrong.yaml"
+    recipe.write_text(yaml.safe_dump({"extends": own_recipe(tmp_path / "data", tmp_path / "model"), **change}))
+    ended = qwenvl("run", str(recipe), "--out", str(tmp_path / "out"))
+    assert ended.returncode == RecipeError.code
+    told = "\n".join(ended_with(ended.stderr))
+    assert want in told and "Traceback" not in told
+    assert not (tmp_path / "out").exists()
+
+
+def take_away(data: Path, entries: list[dict[str, Any]]) -> None:
+    (data / "images" / "03.jpg").unlink()
+
+
+def cut_off(data: Path, entries: list[dict[str, Any]]) -> None:
+    whole = (data / "images" / "03.jpg").read_bytes()
+    (data / "images" / "03.jpg").write_bytes(whole[: len(whole) // 2])
+
+
+def forget_the_picture(data: Path, entries: list[dict[str, Any]]) -> None:
+    del entries[3]["image"]
+    write_llava(data, entries)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason", "want"),
+    [
+        (take_away, "missing-media", "images/03.jpg, got no such file"),
+        (cut_off, "damaged-media", "images/03.jpg"),
+        (forget_the_picture, "placeholder-without-media", "expected 1 image files, got 0 of them"),
+    ],
+)
+def test_a_row_that_cannot_be_used_ends_the_preparation_with_its_place(
+    smoke: Finished, tmp_path: Path, spoil: Any, reason: str, want: str
+) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    spoil(data, llava(data))
+    ended = qwenvl("run", own_recipe(data, smoke.out / "export"), "--out", str(out))
+    assert ended.returncode == DataError.code, ended.stdout + ended.stderr
+    told = "\n".join(ended_with(ended.stderr))
+    assert "error in prepare-data" in told and "where: prepare.sources.mine" in told
+    assert reason in told and want in told and f"{data}/train.json, entry 3" in told
+    assert "do: " in told and "Traceback" not in ended.stdout + told
+    assert set(files_below(out)) == {"recipe.json"}, "of the source nothing is left"
+
+
+def test_a_packing_length_that_no_sample_fits_is_an_error_of_the_plan(smoke: Finished, tmp_path: Path) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    llava(data)
+    recipe = own_recipe(data, smoke.out / "export", packing={"length": 16, "patch_budget": 64})
+    ended = qwenvl("run", recipe, "--out", str(out))
+    assert ended.returncode == PlanError.code, ended.stdout + ended.stderr
+    told = "\n".join(ended_with(ended.stderr))
+    assert "error in prepare-sft" in told and "16" in told and "12" in told
+    assert "do: " in told and "Traceback" not in ended.stdout + told
+    assert not list(out.glob("sft/plan/*")), "no half of a plan"
