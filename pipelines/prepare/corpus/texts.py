@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from pipelines.prepare.corpus.draw import COLOURS, DIRECTIONS, PLACES, article
+from pipelines.prepare.corpus.draw import COLOURS, MOVES, PLACES, article
 from pipelines.prepare.corpus.folder import Folder, Ingredients
 from pipelines.prepare.corpus.sources import Split
 
@@ -31,7 +31,7 @@ def write_descriptions(folder: Folder, split: Split, found: Ingredients) -> None
     for number in range(folder.count(3000 if split == "train" else 64, 16)):
         colour, name, place = rng.choice(list(COLOURS)), rng.choice(found.icons).name, rng.choice(list(PLACES))
         label, start, lasting = f"{colour} {name}", rng.randrange(4) / 2, rng.randint(1, 3) / 2
-        moving = f"moves {rng.choice(list(DIRECTIONS))} between {start:.1f} and {start + lasting:.1f} seconds"
+        moving = f"moves {rng.choice(list(MOVES))} between {start:.1f} and {start + lasting:.1f} seconds"
         sentences = [
             f"the icon is {colour}.",
             f"there is {article(label)} {place}.",
