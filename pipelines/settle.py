@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from pipelines.prepare.formats import check_formats
 from trainer import storage
 from trainer.errors import StageMismatch
 from trainer.recipe import STAGES, Recipe
@@ -25,6 +24,8 @@ def asked_recipe(recipe: str, overrides: Iterable[str], base_model: str = "") ->
     Raises:
         RecipeError: the recipe is not valid, or names a data format that has no reader.
     """
+    from pipelines.prepare.formats import check_formats  # 0.1 s that later steps, which read the stored recipe, save
+
     extra = [f"model.base={base_model}", "model.init=null", "model.config=null"] if base_model else []
     found = load_recipe(recipe, [*overrides, *extra])
     check_formats({name: source.format for name, source in found.prepare.sources.items()})

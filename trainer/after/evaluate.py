@@ -46,7 +46,7 @@ FIRST_STAGE = "stage1"
 class Seen:
     """What was measured of one model."""
 
-    right: list[Loss]
+    right: list[Loss] = field(default_factory=list)
     shuffled: dict[int, Loss] = field(default_factory=dict)
     """Index of item -> loss with another's media."""
     answers: list[str] = field(default_factory=list)
@@ -68,7 +68,9 @@ def evaluate(recipe: Recipe, out: str) -> dict[str, Any]:
     began = time.monotonic()
     items, dropped = held_out.load_items(recipe, out)
     asked = tasks.tasks_of(items, max_new_tokens=recipe.evaluate.max_new_tokens)
-    seen = _measure(recipe, out, results, items, asked)
+    if not items:
+        print("evaluate: nothing is measured: no source has held-out data (prepare.sources.NAME.held_out)", flush=True)
+    seen = _measure(recipe, out, results, items, asked) if items else {name: Seen() for name in results}
     names = list(results)
     before, after = seen[names[0]], seen[names[-1]]
     content = {

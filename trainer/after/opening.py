@@ -47,7 +47,7 @@ def run_program(program: Callable[[], None]) -> None:
     except Exception as error:
         if not isinstance(error, QwenVLError):
             traceback.print_exc()
-        print(told(error), file=sys.stderr, flush=True)
+        print(f"error: {told(error)}", file=sys.stderr, flush=True)  # pipelines/local.py knows it by this word
         sys.exit(code_of(error))
 
 
