@@ -15,6 +15,7 @@ from typing import Any
 from trainer import handover, storage
 from trainer import manifest as manifests
 from trainer.handover import StageResult
+from trainer.observe import tracking
 from trainer.observe.metrics import Row, history
 from trainer.recipe import GROUPS, Recipe, Stage
 from trainer.resolve import load_recipe, resolved
@@ -32,6 +33,8 @@ class StageFacts:
     """plan.json; empty where it is gone."""
     events: list[dict[str, Any]]
     """Of all attempts, in order."""
+    mlflow_run_id: str | None = None
+    """As it is known now: MLflow may have answered after a short stage's result was written."""
 
     @property
     def freeze(self) -> dict[str, str]:
@@ -109,7 +112,8 @@ def _stage(out: str, name: str, stage: Stage) -> StageFacts | None:
     uri = storage.join(out, name)
     manifest = manifests.newest(uri)
     rows = history(uri, manifest) if manifest is not None else []
-    return StageFacts(name, stage, result, rows, _json(uri, "plan", "plan.json"), _events(uri))
+    run_id = result.mlflow_run_id or tracking.run_id(uri)
+    return StageFacts(name, stage, result, rows, _json(uri, "plan", "plan.json"), _events(uri), run_id)
 
 
 def _events(stage_uri: str) -> list[dict[str, Any]]:
@@ -173,7 +177,7 @@ def stage_json(facts: StageFacts) -> dict[str, Any]:
         "checkpoint": result.checkpoint,
         "plan_digest": result.plan_digest,
         "resumed_from": metrics.get("resumed_from"),
-        "mlflow_run_id": result.mlflow_run_id,
+        "mlflow_run_id": facts.mlflow_run_id,
     }
     if facts.stage.dpo is not None:
         found |= {"accuracy": metrics.get("accuracy_last"), "margin": metrics.get("margin_last")}

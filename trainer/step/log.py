@@ -52,7 +52,7 @@ class Log:
             job.name,
             digests=digests,
             world_size=inputs.mesh.world_size,
-            parent_stage_run=inputs.parent.mlflow_run_id,
+            parent_stage_run=inputs.parent.mlflow_run_id or tracking.run_id(storage.join(job.out, inputs.parent.stage)),
             checkpoint_uri=storage.join(job.uri, "checkpoints"),
         )
         return tracking.start(
