@@ -182,15 +182,14 @@ def test_a_rank_that_ignores_sigterm_is_killed_after_the_grace(tmp_path: Path) -
 def test_ranks_die_with_the_launcher(tmp_path: Path, victim: str) -> None:
     with running(command(tmp_path / "sft", "helper")) as launcher:
         ranks = pids(tmp_path / "sft", "rank", 2)
+        helpers = pids(tmp_path / "sft", "helper", 2)  # untied on purpose; real ones tie themselves (trainer/warm.py)
         if victim == "top":
             launcher.kill()
         else:
             os.killpg(launcher.pid, signal.SIGKILL)
         took = wait_for(lambda: not any(alive(pid) for pid in ranks), OUTLIVE_S)
         assert took < OUTLIVE_S
-        for helper in pids(
-            tmp_path / "sft", "helper", 2
-        ):  # untied on purpose; real ones tie themselves (trainer/warm.py)
+        for helper in helpers:
             os.kill(helper, signal.SIGKILL)
 
 

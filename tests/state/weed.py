@@ -32,6 +32,7 @@ def _free_port() -> int:
 def s3_server(folder: Path) -> Iterator[dict[str, str]]:
     """A server with one bucket; the environment that makes trainer/storage.py use it."""
     import fsspec
+    import s3fs
 
     weed = program()
     assert weed is not None, "the dev extra carries SeaweedFS"
@@ -74,6 +75,7 @@ def s3_server(folder: Path) -> Iterator[dict[str, str]]:
         )
     try:
         os.environ.update(env)
+        s3fs.S3FileSystem.clear_instance_cache()  # those of trainer/storage.py that know another server
         fs = fsspec.filesystem("s3", skip_instance_cache=True, use_listings_cache=False)
         end = time.monotonic() + 60
         while True:
@@ -91,6 +93,7 @@ def s3_server(folder: Path) -> Iterator[dict[str, str]]:
         process.wait()
         for key in env:
             os.environ.pop(key, None)
+        s3fs.S3FileSystem.clear_instance_cache()
 
 
 def _low_port() -> int:
