@@ -107,6 +107,10 @@ def largest_difference(got: dict[str, torch.Tensor], want: dict[str, torch.Tenso
     return max(float((got[name] - want[name]).norm() / want[name].norm().clamp_min(1e-3)) for name in want)
 
 
+def without(names: set[str], tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if name not in names}
+
+
 def flat(figures: list[list[float]]) -> list[float]:
     return [value for row in figures for value in row]
 
@@ -120,7 +124,12 @@ def test_zero3_equals_plain_torch(folder: Path, found: dict[str, Any], world: st
     assert max(norm for _, norm in want) > a_stage().optim.clip  # clipping took part
     family = a_family()
     plain = {family.hub_name(name): parameter.detach() for name, parameter in packed.model.named_parameters()}
-    assert largest_difference(weights(folder / f"all-{world}"), plain) < 1e-4
+    got = weights(folder / f"all-{world}")
+    # What is added to every key alike, softmax ignores: the gradient of these biases is little more than rounding,
+    # which Adam divides by its own size. Measured: 1.01e-4 for them, 5.7e-5 for the next.
+    keys = {name for name in plain if name.endswith("k_proj.bias")}
+    assert largest_difference({name: got[name] for name in keys}, {name: plain[name] for name in keys}) < 3e-4
+    assert largest_difference(without(keys, got), without(keys, plain)) < 1e-4
 
 
 def test_two_ranks_equal_one(folder: Path, found: dict[str, Any]) -> None:
