@@ -1,4 +1,9 @@
-"""Samples into packs under two budgets (tokens, patches): best-fit decreasing in O(n log C), window by window.
+"""Samples into packs under two budgets (tokens, patches): best fit in O(n log C), window by window.
+
+Large samples first, in decreasing order; those below an eighth of a pack after them in seeded order, so that a pack
+holds a mixture. All in decreasing order fills 99.987 instead of 99.946 % at 8192 (60,000 log-normal lengths; 99.986 %
+either way at 32768), but puts like beside like: packs of nothing but photo captions had four times their neighbours'
+loss.
 
 Pure. An open pack that is not full enough at the end of a window is carried into the next one, for at most `max_age`
 windows, so that a stream of windows fills like one large one: 400,000 log-normal lengths at 8192 in windows of 256,
@@ -16,6 +21,8 @@ import numpy as np
 
 CARRY_BELOW = 0.995
 MAX_AGE = 4
+SMALL = 1 / 8
+"""Of a pack: what is smaller fits nearly anywhere and is taken in seeded order."""
 
 
 class Column(Protocol):
@@ -119,9 +126,9 @@ def pack_windows(
         space = _Open(length)
         for pack in carried:
             space.add(pack)
-        # Largest share of its tighter budget first; among equals the window's own (seeded) order.
+        # Largest share of its tighter budget first; among equals and small ones the window's own (seeded) order.
         share = np.maximum(tokens[window] / length, patches[window] / patch_budget)
-        for index in window[np.argsort(-share, kind="stable")].tolist():
+        for index in window[np.argsort(-np.where(share > SMALL, share, 0), kind="stable")].tolist():
             space.place(index, int(tokens[index]), int(patches[index]), length, patch_budget)
         for pack in space.bins:
             pack.age += 1
