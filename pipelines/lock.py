@@ -64,8 +64,10 @@ def _folder(path: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise UsageError("the output is not a folder", where=path, do="name a folder with --out") from None
-    except PermissionError:
-        raise UsageError("the output cannot be made", where=path, got="permission denied") from None
+    except OSError as error:
+        raise UsageError(
+            "the output cannot be made", where=path, got=error.strerror, do="name a folder that can be written"
+        ) from None
     return folder
 
 

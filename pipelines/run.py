@@ -185,7 +185,8 @@ def _warm_server(call: RunCall, folder: Path) -> Iterator[None]:
         return
     path = str(folder / "warm.sock")
     env = stage_command(StageCall(recipe="", stage="stage1", out=call.out, device="cpu")).env
-    server = subprocess.Popen([sys.executable, "-m", "trainer.warm", path], env={**os.environ, **env})
+    # a group of its own: Ctrl-C in a terminal must not end the ranks before they have saved; it dies with this process
+    server = subprocess.Popen([sys.executable, "-m", "trainer.warm", path], env={**os.environ, **env}, process_group=0)
     os.environ[warm.VARIABLE] = path
     try:
         yield

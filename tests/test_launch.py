@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from trainer import launch
 from trainer.attempt import attempts
 from trainer.edge import code_of
 from trainer.errors import PeerLost, UsageError
@@ -289,3 +290,11 @@ def test_the_launcher_imports_without_torch() -> None:
         "sys.exit(sum(name in sys.modules for name in ('torch', 'transformers', 'daft', 'torchx')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_termination_message_is_whole_json_within_what_kubernetes_keeps(tmp_path: Path) -> None:
+    end = Termination(code=71, decision="permanent", rank=1, step=7, error="ü€😀" * 3000)
+    launch._write_message(end, {launch.TERMINATION_FILE: str(tmp_path / "message")})
+    message = (tmp_path / "message").read_bytes()
+    assert 3000 < len(message) <= launch.MESSAGE_BYTES
+    assert Termination.model_validate_json(message).code == end.code

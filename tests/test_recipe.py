@@ -217,3 +217,15 @@ def test_the_recipes_in_the_readmes_are_valid(page: str):
     assert texts
     for text in texts:
         assert load_recipe(text.partition("```")[0]).name == "mine"
+
+
+def test_what_is_no_text_file_is_a_usage_error(tmp_path: Path):
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x9c")
+    for ref in (str(tmp_path), str(tmp_path / "binary.yaml")):
+        with pytest.raises(UsageError, match="not a recipe"):
+            load_recipe(ref)
+
+
+def test_numbers_beyond_what_the_programs_can_hold_are_refused():
+    found = problems("seed=99999999999999999999", "stages.sft.packing.length=99999999999", "prepare.variants=65")
+    assert {"seed", "stages.sft.packing.length", "prepare.variants"} == set(found)

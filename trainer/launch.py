@@ -39,6 +39,8 @@ from trainer.warm import die_with_parent
 POLL_S = 0.05
 PEER_GRACE_S = 5.0
 HANG_MARGIN_S = 30.0
+MESSAGE_BYTES = 4096
+"""What Kubernetes keeps of a termination message."""
 TERMINATION_FILE = "QWENVL_TERMINATION_LOG"
 DIE_WITH_PARENT = "QWENVL_DIE_WITH_PARENT"
 
@@ -286,8 +288,14 @@ def _write_message(end: Termination, env: Mapping[str, str]) -> None:
     path = env.get(TERMINATION_FILE, "/dev/termination-log")
     if not os.path.exists(path) and TERMINATION_FILE not in env:
         return
-    cut = end.model_copy(update={"error": end.error[:2000], "codes": dict(list(end.codes.items())[:64])})
-    Path(path).write_text(cut.model_dump_json() + "\n")
+    codes, room = dict(list(end.codes.items())[:64]), 2000
+    while True:
+        cut = end.model_copy(update={"error": end.error[:room], "codes": codes})
+        message = (cut.model_dump_json() + "\n").encode()
+        if len(message) <= MESSAGE_BYTES or room == 0:
+            break
+        room = max(0, room - (len(message) - MESSAGE_BYTES + 3) // 4)  # a character has 4 bytes at most
+    Path(path).write_bytes(message)
 
 
 def _oom_kills() -> int:

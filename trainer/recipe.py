@@ -167,9 +167,9 @@ class Pixels(Strict):
 
 
 class Packing(Strict):
-    length: int = result(ge=16)
+    length: int = result(ge=16, le=2**24)
     """LLM tokens of one pack."""
-    patch_budget: int = result(ge=4)
+    patch_budget: int = result(ge=4, le=2**26)
     """Vision patches (before merging) of one pack."""
     over_long: Literal["shrink", "drop"] = result("shrink")
     """What happens to a sample that does not fit: fewer pixels, frames, messages, counted; or dropped, counted."""
@@ -248,7 +248,7 @@ class Compute(Strict):
     """Ranks per node; CPU processes where the cluster is `local`."""
     sequence_parallel: Literal[1, 2, 4] = execution(1)
     """Ranks that share one pack."""
-    threads: int = execution(1, ge=1)
+    threads: int = execution(1, ge=1, le=1024)
     """OMP and torch threads of a rank."""
     precision: Literal["bf16", "fp32"] = result("bf16")
     activation_checkpointing: bool = execution(True)
@@ -344,7 +344,7 @@ class Recipe(Strict):
     description: str = note("")
     family: str = result()
     """A model family: a name in trainer/models/family.py."""
-    seed: int = result(1234, ge=0)
+    seed: int = result(1234, ge=0, lt=2**63)
     model: Model = result()
     prepare: Prepare = result()
     stages: Stages = result()

@@ -73,6 +73,12 @@ def read_text(ref: str) -> tuple[str, str]:
     try:
         with fsspec.open(ref, "r", encoding="utf-8") as file:
             return file.read(), ref  # type: ignore[union-attr]
+    except IsADirectoryError:
+        raise UsageError("not a recipe", where=ref, expected="a file", got="a folder") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            "not a recipe", where=ref, expected="YAML in UTF-8", got=f"byte {error.start} is not"
+        ) from None
     except FileNotFoundError:
         close = difflib.get_close_matches(ref, shipped(), n=1)
         raise UsageError(

@@ -244,3 +244,17 @@ def test_a_file_that_is_no_json_is_an_error_and_not_rows(media: Path):
         read("llava", path)
     with pytest.raises(DataError, match="no such annotation file"):
         read("llava", media / "gone.json")
+
+
+def test_a_line_may_hold_any_character_that_json_allows_and_a_byte_order_mark(tmp_path: Path):
+    rows = [{"id": "a", "text": "one\u2028line"}, {"id": "b", "text": "next\u0085line"}]
+    lines = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    (tmp_path / "data.jsonl").write_bytes(b"\xef\xbb\xbf" + lines.encode())
+    assert [row.id for row in read("text", tmp_path / "data.jsonl") if isinstance(row, Draft)] == ["a", "b"]
+
+
+def test_rows_without_an_id_have_one_that_no_other_file_gives(tmp_path: Path):
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.jsonl").write_text('{"text": "words"}\n{"id": null, "text": "more"}\n')
+    found = [row.id for name in ("one", "two") for row in read("text", tmp_path / f"{name}.jsonl")]
+    assert found == ["one.jsonl#1", "one.jsonl#2", "two.jsonl#1", "two.jsonl#2"]

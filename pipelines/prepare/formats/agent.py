@@ -16,6 +16,7 @@ from pipelines.prepare.formats.rows import (
     Row,
     each,
     field_of,
+    identity_of,
     message,
     resolve,
     text,
@@ -31,7 +32,7 @@ def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
     def one(entry: dict, where: str) -> Draft:
         make = _grounding if "targets" in entry else _trajectory
         messages, media = make(entry, media_root)
-        return Draft(where, str(entry.get("id", where.rpartition(" ")[2])), messages, media, units=units_of(entry))
+        return Draft(where, identity_of(entry, where), messages, media, units=units_of(entry))
 
     yield from each(path, one)
 

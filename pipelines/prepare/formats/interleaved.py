@@ -5,7 +5,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipelines.prepare.formats.rows import BadRow, Draft, MediaRef, Row, each, field_of, message, resolve, text
+from pipelines.prepare.formats.rows import (
+    BadRow,
+    Draft,
+    MediaRef,
+    Row,
+    each,
+    field_of,
+    identity_of,
+    message,
+    resolve,
+    text,
+)
 from trainer.recipe import Source
 
 
@@ -28,6 +39,6 @@ def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
                 parts.append(text(written))
         if source.rendering == "chat":
             raise BadRow("wrong-form", "the document rendering for interleaved documents", "chat")
-        return Draft(where, str(entry.get("id", where.rpartition(" ")[2])), [message("document", *parts)], media)
+        return Draft(where, identity_of(entry, where), [message("document", *parts)], media)
 
     yield from each(path, one)

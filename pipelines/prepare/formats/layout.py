@@ -14,6 +14,7 @@ from pipelines.prepare.formats.rows import (
     Row,
     each,
     field_of,
+    identity_of,
     message,
     resolve,
     text,
@@ -62,9 +63,7 @@ def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
         else:
             messages = [message("user", *shown, text(PROMPT)), message("assistant", *written)]
         meta = {"stated_size": [pages[0].get("width"), pages[0].get("height")]} if pages[0].get("width") else {}
-        return Draft(
-            where, str(entry.get("id", where.rpartition(" ")[2])), messages, media, units=units_of(entry), meta=meta
-        )
+        return Draft(where, identity_of(entry, where), messages, media, units=units_of(entry), meta=meta)
 
     yield from each(path, one)
 

@@ -19,6 +19,7 @@ from pipelines.prepare.formats.rows import (
     answer_parts,
     each,
     field_of,
+    identity_of,
     key_of,
     message,
     resolve,
@@ -38,7 +39,7 @@ def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
         if source.rendering == "document":
             parts = [part for item in messages for part in item["parts"]]
             messages = [message("document", *parts)]
-        identity = str(entry.get("id", where.rpartition(" ")[2]))
+        identity = identity_of(entry, where)
         return Draft(where, identity, messages, media, key=key_of(entry), units=units_of(entry))
 
     yield from each(path, one)

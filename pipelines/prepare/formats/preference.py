@@ -18,6 +18,7 @@ from pipelines.prepare.formats.rows import (
     answer_parts,
     each,
     field_of,
+    identity_of,
     message,
     units_of,
 )  # fmt: skip
@@ -36,7 +37,7 @@ def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
         chosen, rejected = (_answer(field_of(entry, name), media) for name in ("chosen", "rejected"))
         if chosen == rejected:
             raise BadRow("equal-answers", "two different answers", "the same one twice")
-        identity = str(entry.get("id", where.rpartition(" ")[2]))
+        identity = identity_of(entry, where)
         return Draft(where, identity, prompt, media, chosen=chosen, rejected=rejected, units=units_of(entry))
 
     yield from each(path, one)

@@ -89,7 +89,9 @@ def json_entries(path: str) -> Iterator[tuple[str, Any]]:
             ) from None
         yield from ((f"{path}, entry {number}", entry) for number, entry in enumerate(entries))
         return
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(
+        text.split("\n"), 1
+    ):  # splitlines() also cuts at characters that JSON strings may hold
         if not line.strip():
             continue
         where = f"{path}, line {number}"
@@ -100,6 +102,14 @@ def json_entries(path: str) -> Iterator[tuple[str, Any]]:
                 where,
                 Bad(where, "one JSON object", f"{error.msg} at column {error.colno}: {line[:60]!r}", "bad-json"),
             )
+
+
+def identity_of(entry: dict, where: str) -> str:
+    """The entry's own id, else its file's name and its number there, which no other file of the source has."""
+    if entry.get("id") is not None:
+        return str(entry["id"])
+    file, _, place = where.rpartition("/")[2].rpartition(", ")
+    return f"{file}#{place.rpartition(' ')[2]}"
 
 
 def json_document(path: str) -> dict:
@@ -119,7 +129,7 @@ def json_document(path: str) -> dict:
 
 def _text(path: str) -> str:
     try:
-        return storage.read_bytes(path).decode("utf-8")
+        return storage.read_bytes(path).decode("utf-8-sig")
     except FileNotFoundError:
         raise DataError("no such annotation file", where=path, do="check prepare.sources.NAME.path") from None
     except UnicodeDecodeError as error:

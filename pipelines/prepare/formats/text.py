@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipelines.prepare.formats.rows import Bad, BadRow, Draft, Row, each, field_of, message, text
+from pipelines.prepare.formats.rows import Bad, BadRow, Draft, Row, each, field_of, identity_of, message, text
 from trainer import storage
 from trainer.recipe import Source
 
@@ -14,7 +14,7 @@ def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
         value = field_of(entry, "text", "content")
         if not isinstance(value, str) or not value.strip():
             raise BadRow("empty-text", "text", repr(value))
-        return Draft(where, str(entry.get("id", where.rpartition(" ")[2])), [message("document", text(value))])
+        return Draft(where, identity_of(entry, where), [message("document", text(value))])
 
     if not path.endswith((".txt", ".md")):
         yield from each(path, one)
