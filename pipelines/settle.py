@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from trainer import storage
-from trainer.errors import StageMismatch
+from trainer.errors import StageMismatch, UsageError
 from trainer.recipe import STAGES, Recipe
 from trainer.resolve import fields, from_resolved, load_recipe, resolved
 
@@ -44,9 +44,13 @@ def settle(
     """Write OUT/recipe.json, or check that what is there already allows this recipe.
 
     Raises:
+        UsageError: there is no such base model.
         RecipeError: the recipe is not valid.
         StageMismatch: the output holds work made with other result fields.
     """
+    if base_model and not storage.exists(storage.join(base_model, "config.json")):
+        expected = "a model folder in Hugging Face layout, with its config.json"
+        raise UsageError("no such base model", where=f"--base-model {base_model}", expected=expected)
     asked = asked_recipe(recipe, overrides, base_model)
     content, uri = resolved(asked), storage.join(out, NAME)
     if not storage.exists(uri):

@@ -178,8 +178,10 @@ def report(*, out: str) -> str:
     from pipelines.report.build import write_report
 
     closing = tracking.start(stored_recipe(out), out, "FINISHED")
-    write_report(out)
-    closing.wait()
+    try:
+        write_report(out)
+    finally:
+        closing.wait()  # a run that fails here is marked FAILED after this, not before
     return DONE
 
 

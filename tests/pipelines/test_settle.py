@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.settle import settle, stored_recipe
 from pipelines.work import accepted_by
-from trainer.errors import RecipeError, StageMismatch
+from trainer.errors import RecipeError, StageMismatch, UsageError
 
 LR = "stages.sft.optim.lr=1e-6"
 NODES = "stages.sft.compute.threads=2"
@@ -53,8 +53,14 @@ def test_a_change_is_refused_by_name_if_what_it_made_is_there(
 
 
 def test_a_base_model_takes_the_place_of_the_recipe_s_beginning(tmp_path: Path) -> None:
-    asked = settle("tiny", [], out=str(tmp_path), base_model="/models/base")
-    assert asked.model.base == "/models/base" and asked.model.init is None and asked.model.config is None
+    base = tmp_path / "base"
+    with pytest.raises(UsageError, match="no such base model"):
+        settle("tiny", [], out=str(tmp_path / "out"), base_model=str(base))
+    assert not (tmp_path / "out").exists()
+    base.mkdir()
+    (base / "config.json").write_text("{}")
+    asked = settle("tiny", [], out=str(tmp_path / "out"), base_model=str(base))
+    assert asked.model.base == str(base) and asked.model.init is None and asked.model.config is None
 
 
 def test_a_wrong_recipe_writes_nothing(tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ class Plan:
         return self._sum(step, "pack_patches")
 
     def target_tokens(self, step: int) -> int:
-        """The denominator of the step's loss; less what was skipped (Loader.target_tokens)."""
+        """The denominator of the step's loss; less what was skipped (Loader.denominators)."""
         return self._sum(step, "pack_targets")
 
     def pairs(self, step: int) -> int:

@@ -27,7 +27,7 @@ import torch.distributed as dist
 
 from trainer import heartbeat, storage
 from trainer import manifest as manifests
-from trainer.errors import CheckpointError, QwenVLError, StageMismatch, StorageError
+from trainer.errors import UNKNOWN, CheckpointError, QwenVLError, StageMismatch, StorageError
 from trainer.manifest import Manifest, Object
 from trainer.state import slices, snapshot
 from trainer.state.upload import Identity
@@ -104,9 +104,9 @@ def _agree(call: Any) -> Any:
     result, failure = None, None
     try:
         result = call()
-    except (CheckpointError, StorageError) as error:
+    except Exception as error:  # whatever it is: the others wait in the gathering below
         failure = error
-    told = None if failure is None else (failure.code, str(failure))
+    told = None if failure is None else (code_of(failure), str(failure) or type(failure).__name__)
     everyone: list[tuple[int, str] | None] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, told)
     if failure is not None:
@@ -116,6 +116,10 @@ def _agree(call: Any) -> Any:
             kind: type[QwenVLError] = CheckpointError if other[0] == CheckpointError.code else StorageError
             raise kind(f"{other[1]}\n  found by: rank {rank}")
     return result
+
+
+def code_of(error: Exception) -> int:
+    return error.code if isinstance(error, QwenVLError) else UNKNOWN
 
 
 # ---------------------------------------------------------------- headers
