@@ -20,12 +20,11 @@ from collections.abc import Iterable, Mapping
 from importlib import resources
 from typing import Annotated, Any, Literal
 
-import fsspec
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from trainer.errors import ClusterError, RecipeError, UsageError
+from trainer.errors import ClusterError, RecipeError
 from trainer.recipe import Recipe
-from trainer.resolve import apply_override, parse_yaml, problems_of
+from trainer.resolve import apply_override, parse_yaml, problems_of, text_at
 
 NO_DIGEST = "sha256:" + "0" * 64
 """What the example files have in place of a digest: renders, but the launcher refuses to create it."""
@@ -317,12 +316,7 @@ def load_cluster(ref: str, overrides: Iterable[str] = ()) -> Cluster:
     elif ref in shipped():
         text, where = (resources.files("k8s") / "clusters" / f"{ref}.yaml").read_text(encoding="utf-8"), ref
     else:
-        try:
-            with fsspec.open(ref, "r", encoding="utf-8") as file:
-                text, where = file.read(), ref  # type: ignore[union-attr]
-        except FileNotFoundError:
-            expected = f"a file, a URI or one of {', '.join(shipped())}"
-            raise UsageError("no such cluster file", where=ref, expected=expected) from None
+        text, where = text_at(ref, what="cluster file", names=shipped()), ref
     content = parse_yaml(text, where=where, subject="the cluster file")
     for override in overrides:
         apply_override(content, override)

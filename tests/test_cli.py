@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.cli.main import COMMANDS, main
+from trainer.errors import StorageError
 
 HEAVY = ("torch", "kfp", "mlflow", "daft", "kubernetes", "transformers", "pyarrow", "huggingface_hub", "pydantic")
 
@@ -160,3 +162,81 @@ def test_without_an_address_kubeflow_pipelines_is_asked_for(
     monkeypatch.delenv("KF_PIPELINES_ENDPOINT", raising=False)
     assert main(["status", "r1"]) == 2
     assert "KF_PIPELINES_ENDPOINT" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- addresses that do not answer
+
+
+def asked_elsewhere(*words: str, tries: int = 5, **env: str) -> tuple[int, str]:
+    """Exit code and what is said on a machine without credentials but those in `env`."""
+    script = (
+        f"import sys; from trainer import storage; storage.NUM_TRIES = {tries};"
+        "from pipelines.cli.main import main; sys.exit(main())"
+    )
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    alone = {"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": "/none", "AWS_SHARED_CREDENTIALS_FILE": "/none"}
+    command = [sys.executable, "-c", script, *words]
+    done = subprocess.run(command, capture_output=True, text=True, env={**kept, **alone, **env}, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("words", [("recipe", "check", "s3://b/x.yaml"), ("run", "tiny", "--out", "s3://b/out")])
+def test_s3_without_credentials_is_one_message_that_says_what_to_set(words: tuple[str, ...]) -> None:
+    code, told = asked_elsewhere(*words)
+    assert code == StorageError.code
+    assert "no credentials" in told and "s3://b/" in told and "AWS_ACCESS_KEY_ID" in told and "Traceback" not in told
+
+
+def test_an_s3_that_does_not_answer_is_one_message_that_names_its_address() -> None:
+    keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_MAX_ATTEMPTS": "1"}
+    env = {**keys, "AWS_ENDPOINT_URL": "http://127.0.0.1:1"}
+    code, told = asked_elsewhere("recipe", "check", "s3://b/x.yaml", tries=1, **env)
+    assert code == StorageError.code
+    assert "http://127.0.0.1:1" in told and "AWS_ENDPOINT_URL" in told and "Traceback" not in told
+
+
+class Files(BaseHTTPRequestHandler):
+    """One recipe and a page that is not there."""
+
+    def log_message(self, *_: object) -> None:
+        return
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        found = self.path == "/mine.yaml"
+        content = b"extends: tiny\nname: mine\n" if found else b"nothing here"
+        self.send_response(200 if found else 404)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+
+def test_a_recipe_is_read_over_http_and_one_that_is_not_there_is_one_message(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Files)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    host = f"http://127.0.0.1:{server.server_address[1]}"
+    try:
+        assert main(["recipe", "check", f"{host}/mine.yaml"]) == 0
+        assert "mine: valid" in capsys.readouterr().out
+        assert main(["recipe", "check", f"{host}/gone.yaml"]) == 2
+        told = capsys.readouterr().err
+        assert "no such recipe" in told and f"{host}/gone.yaml" in told
+    finally:
+        server.shutdown()
+    server.server_close()
+    monkeypatch.setattr("trainer.storage.NUM_TRIES", 1)
+    assert main(["recipe", "check", f"{host}/mine.yaml"]) == StorageError.code
+    assert "did not read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("uri", ["nosuch://x/mine.yaml", "dropbox://x/mine.yaml"])
+def test_a_kind_of_storage_that_is_not_known_or_not_installed_is_one_message(
+    uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["recipe", "check", uri]) == 2
+    assert "no such kind of storage" in capsys.readouterr().err

@@ -108,6 +108,41 @@ def test_a_key_given_twice_is_an_error_instead_of_the_last_one_winning():
         load_recipe("name: a\nname: b\n")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "expected a mapping, got nothing: the file is empty"),
+        ("# only words\n", "expected a mapping, got nothing: the file is empty"),
+        ("- a\n- b\n", "expected a mapping, got a list"),
+        ("words\n", "expected a mapping, got plain text"),
+        ("? [a, b]\n: c\n", "a key must be a word, got a list"),
+        ("name: x\n? {a: b}\n: c\n", "line 2: a key must be a word, got a dict"),
+        ("a: {b: 1, b: 2}\n", "b: given twice in one mapping"),
+        ("a: 2024-13-45\n", "not YAML: month must be in 1..12"),
+        ("a: &x [*x]\n", "not YAML"),
+        ("[" * 3000 + "]" * 3000, "nested too deeply"),
+        ("a: {\n", "not YAML"),
+    ],
+)
+def test_a_file_that_is_no_mapping_is_one_message_that_names_it(tmp_path: Path, text: str, message: str):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError) as error:
+        load_recipe(str(path))
+    told = str(error.value)
+    assert message in told and str(path) in told
+    assert not any(line.strip().startswith(":") for line in told.splitlines())
+
+
+def test_a_problem_without_a_path_does_not_begin_with_a_colon():
+    assert str(RecipeError([("", "words")])) == "the recipe has 1 problem\n    words"
+
+
+def test_an_override_whose_value_gives_a_key_twice_is_told_with_the_override():
+    with pytest.raises(RecipeError, match=r"--set stages.sft.data=\{a: 1, a: 2\} has 1 problem"):
+        load_recipe("tiny", ["stages.sft.data={a: 1, a: 2}"])
+
+
 def test_an_unknown_recipe_suggests_a_shipped_one():
     with pytest.raises(UsageError, match="did you mean tiny"):
         load_recipe("tinny")

@@ -72,7 +72,7 @@ class RecipeError(UsageError):
     def __init__(self, problems: list[tuple[str, str]], *, where: object = None, subject: str = "the recipe"):
         self.problems = problems
         count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
-        lines = [f"    {path}: {message}" for path, message in problems]
+        lines = [f"    {path}: {message}" if path else f"    {message}" for path, message in problems]
         super().__init__("\n".join([f"{subject} has {count}", *lines]), where=where)
 
 

@@ -10,16 +10,16 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any, get_args, get_origin
 
-import fsspec
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from trainer import storage
 from trainer.errors import RecipeError, UsageError
 from trainer.recipe import Recipe, Stage
 
@@ -31,11 +31,13 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 def _unique_mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict:
-    seen: set[str] = set()
+    seen: set[Any] = set()
     for key_node, _ in node.value:
-        key = loader.construct_object(key_node)  # type: ignore[no-untyped-call]
+        key, line = loader.construct_object(key_node, deep=True), key_node.start_mark.line + 1  # type: ignore[no-untyped-call]
+        if not isinstance(key, str | int | float | bool | None):
+            got = type(key).__name__
+            raise RecipeError([(f"line {line}", f"a key must be a word, got a {got}: {str(key)[:80]}")])
         if key in seen:
-            line = key_node.start_mark.line + 1
             raise RecipeError([(str(key), f"given twice in one mapping, the second time in line {line}")])
         seen.add(key)
     return loader.construct_mapping(node, deep=True)
@@ -70,21 +72,28 @@ def read_text(ref: str) -> tuple[str, str]:
         return ref, "inline YAML"
     if ref in shipped():
         return (resources.files("trainer") / "recipes" / f"{ref}.yaml").read_text(encoding="utf-8"), ref
+    return text_at(ref, what="recipe", names=shipped()), ref
+
+
+def text_at(ref: str, *, what: str, names: Sequence[str]) -> str:
+    """The text of a path or URI; `what` and the shipped `names` are for the messages.
+
+    Raises:
+        UsageError: nothing is there, or no text. StorageError: no credentials, or the storage does not answer.
+    """
     try:
-        with fsspec.open(ref, "r", encoding="utf-8") as file:
-            return file.read(), ref  # type: ignore[union-attr]
+        return storage.read_bytes(ref).decode("utf-8-sig")
     except IsADirectoryError:
-        raise UsageError("not a recipe", where=ref, expected="a file", got="a folder") from None
+        raise UsageError(f"not a {what}", where=ref, expected="a file", got="a folder") from None
     except UnicodeDecodeError as error:
+        got = f"byte {error.start} is not"
+        raise UsageError(f"not a {what}", where=ref, expected="YAML in UTF-8", got=got) from None
+    except (FileNotFoundError, NotADirectoryError):
+        close = difflib.get_close_matches(ref, names, n=1)
         raise UsageError(
-            "not a recipe", where=ref, expected="YAML in UTF-8", got=f"byte {error.start} is not"
-        ) from None
-    except FileNotFoundError:
-        close = difflib.get_close_matches(ref, shipped(), n=1)
-        raise UsageError(
-            "no such recipe",
+            f"no such {what}",
             where=ref,
-            expected=f"a file, a URI or one of {', '.join(shipped())}",
+            expected=f"a file, a URI or one of {', '.join(names)}",
             do=f"did you mean {close[0]}?" if close else None,
         ) from None
 
@@ -143,15 +152,28 @@ def validate(content: Mapping[str, Any], *, where: str) -> Recipe:
 def parse_yaml(text: str, *, where: str, subject: str = "the recipe") -> Json:
     """A YAML mapping with unique keys, 1e-5 read as a number; `subject` names the file's kind in errors."""
     try:
-        content = yaml.load(text, _UniqueKeys)
-    except RecipeError as error:  # a key given twice
+        content = _loaded(text)
+    except RecipeError as error:  # a key given twice, or one that is no word
         raise RecipeError(error.problems, where=where, subject=subject) from None
     except yaml.YAMLError as error:
-        raise RecipeError([("", f"not YAML: {error}")], where=where, subject=subject) from None
+        raise RecipeError([(where, f"not YAML: {error}")], subject=subject) from None
     if not isinstance(content, dict):
-        problem = f"expected a mapping, got {type(content).__name__}"
-        raise RecipeError([("", problem)], where=where, subject=subject)
-    return _numbers(content)
+        kind = "nothing: the file is empty" if content is None else _KINDS.get(type(content), type(content).__name__)
+        raise RecipeError([(where, f"expected a mapping, got {kind}")], subject=subject)
+    return content
+
+
+_KINDS = {list: "a list", str: "plain text", int: "a number", float: "a number", bool: "true or false"}
+
+
+def _loaded(text: str) -> Any:
+    """Raises RecipeError for keys, YAMLError for whatever else is wrong with the text."""
+    try:
+        return _numbers(yaml.load(text, _UniqueKeys))
+    except ValueError as error:  # a date that is none, a number too long for Python
+        raise yaml.YAMLError(str(error)) from None
+    except RecursionError:
+        raise yaml.YAMLError("nested too deeply, or an anchor that holds itself") from None
 
 
 def apply_override(content: Json, override: str) -> None:
@@ -160,7 +182,9 @@ def apply_override(content: Json, override: str) -> None:
     if not equals or not path:
         raise UsageError("not an override", where=f"--set {override}", expected="a.b.c=value")
     try:
-        value = _numbers(yaml.load(text, _UniqueKeys))
+        value = _loaded(text)
+    except RecipeError as error:
+        raise RecipeError(error.problems, subject=f"--set {override}") from None
     except yaml.YAMLError:
         raise UsageError("the override's value is not YAML", where=f"--set {override}") from None
     *parents, last = path.split(".")

@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 
 import fsspec
 
-from trainer.errors import StorageError
+from trainer.errors import StorageError, UsageError
 
 T = TypeVar("T")
 Buffer = bytes | bytearray | memoryview
@@ -69,9 +69,14 @@ def local_path(uri: str) -> str | None:
 
 
 def _remote(uri: str) -> tuple[Any, str]:
-    scheme = uri.split("://", 1)[0]
+    scheme, rest = uri.split("://", 1)
     options = S3_OPTIONS if scheme in ("s3", "s3a") else {}
-    return fsspec.filesystem(scheme, **options), uri.split("://", 1)[1].rstrip("/")
+    try:
+        filesystem = fsspec.filesystem(scheme, **options)
+    except (ValueError, ImportError) as error:
+        expected = "a path, s3://, https:// or another address that fsspec and an installed package know"
+        raise UsageError("no such kind of storage", where=uri, expected=expected, got=str(error)) from None
+    return filesystem, uri if scheme in ("http", "https") else rest.rstrip("/")
 
 
 def _retried(call: Callable[[], T], uri: str, doing: str) -> T:
@@ -99,9 +104,15 @@ def _retried(call: Callable[[], T], uri: str, doing: str) -> T:
             if _s3_code(error) in ("PreconditionFailed", "412"):
                 raise FileExistsError(uri) from None
             if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"):
-                raise StorageError(f"no credentials to {doing}", where=uri, got=_told(error)) from error
+                do = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+                raise StorageError(f"no credentials to {doing}", where=uri, got=_told(error), do=do) from error
             last = error
-    raise StorageError(f"storage did not {doing} in {NUM_TRIES} tries", where=uri, got=_told(last)) from last
+    raise StorageError(
+        f"storage did not {doing} in {NUM_TRIES} tries",
+        where=uri,
+        got=_told(last),
+        do="check the address, and AWS_ENDPOINT_URL where the storage is not Amazon's",
+    ) from last
 
 
 def _s3_code(error: BaseException | None) -> str | None:

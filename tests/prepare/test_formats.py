@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+import functools
 import json
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -74,6 +77,10 @@ def test_every_format_has_a_reader_of_the_same_shape():
         reader("webp", "mine")
 
 
+BOSS = {"from": "system", "value": "be brief"}
+DEEP = '{"id": "1", "text": ' + "[" * 90 + "]" * 90 + "}"
+BEYOND = '{"id": "1", "text": ' + "[" * 200_000 + "]" * 200_000 + "}"
+LONE = '{"id": "1", "text": "half of a \\ud83d pair"}'
 INLINE = {"type": "image", "image": "data:image/png;base64,%%"}
 BAD = [
     ("llava", a_caption(image=None), "placeholder-without-media", "0 of them"),
@@ -93,7 +100,7 @@ BAD = [
     ("openai", {"messages": [ASK, SAY], "images": ["red.png"]}, "media-without-placeholder", "0 of them"),
     ("openai", {"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, "wrong-form", "audio"),
     ("openai", {"messages": [{"role": "boss", "content": "?"}]}, "wrong-form", "boss"),
-    ("openai", {"messages": [{"role": "user", "content": [INLINE]}]}, "damaged-media", "base64"),
+    ("openai", {"messages": [{"role": "user", "content": [INLINE]}, SAY]}, "damaged-media", "base64"),
     ("openai", {"messages": [ASK, SAY], "key": {"task": "guess", "value": 1}}, "wrong-form", "guess"),
     ("interleaved", {"images": [None], "texts": ["a", "b"]}, "wrong-form", "2"),
     ("interleaved", {"images": [None], "texts": [None]}, "wrong-form", "neither"),
@@ -107,7 +114,26 @@ BAD = [
     ("text", {"text": "  "}, "empty-text", "'  '"),
     ("preference", {**PAIR, "rejected": GPT}, "equal-answers", "twice"),
     ("preference", {**PAIR, "images": []}, "placeholder-without-media", "0 of them"),
+    ("text", LONE, "not-unicode", "\\ud83d"),
+    ("text", DEEP, "too-deep", "more"),
+    ("text", BEYOND, "too-deep", "more"),
+    ("text", '{"text": "n", "id": ' + "9" * 5000 + "}", "bad-json", "digits"),
+    ("llava", {"conversations": [HUMAN, GPT, GPT], "image": "red.png"}, "wrong-order", "user, assistant, assistant"),
+    ("llava", {"conversations": [HUMAN, GPT, HUMAN], "images": ["red.png"] * 2}, "wrong-order", "assistant, user"),
+    ("llava", {"conversations": [HUMAN, GPT, BOSS], "image": "red.png"}, "wrong-order", "assistant, system"),
+    ("llava", {"conversations": [GPT, HUMAN, GPT], "image": "red.png"}, "wrong-order", "assistant, user"),
+    ("llava", {"conversations": [BOSS], "image": None}, "wrong-order", "system"),
+    ("llava", {"conversations": [HUMAN, {**GPT, "value": " \n"}], "image": "red.png"}, "empty-answer", "message 1"),
+    ("llava", {"conversations": [{**HUMAN, "value": "?"}, {**GPT, "value": 7}]}, "wrong-form", "int"),
+    ("openai", {"messages": [ASK]}, "wrong-order", "user"),
+    ("openai", {"messages": [ASK, ASK, SAY]}, "wrong-order", "user, user, assistant"),
+    ("openai", {"messages": [ASK, {**SAY, "content": ""}]}, "empty-answer", "message 1"),
+    ("openai", {"messages": [ASK, {"role": "tool", "content": "7"}, SAY]}, "wrong-order", "user, tool"),
+    ("preference", {**PAIR, "conversations": [HUMAN, GPT]}, "wrong-order", "user, assistant"),
+    ("preference", {**PAIR, "rejected": {**GPT, "value": " "}}, "empty-answer", "' '"),
+    ("preference", {**PAIR, "rejected": HUMAN}, "wrong-order", "human"),
 ]  # fmt: skip
+CHAT = {"llava": {"rendering": "chat"}}
 
 
 @pytest.mark.parametrize(
@@ -116,13 +142,68 @@ BAD = [
 def test_a_faulty_row_says_where_expected_and_got(format: str, row: object, reason: str, got: str, media: Path):
     path = write_lines(media / "rows.jsonl", [GOOD[format], row])
     source = a_source(format, path)
-    first, second = samples(read(format, path), source.kind)
+    first, second = samples(read(format, path, **CHAT.get(format, {})), source.kind)
     assert isinstance(first, Sample)
     assert isinstance(second, Bad), second
     assert second.reason == reason
     assert second.where == f"{path}, line 2"
     assert got in second.got, second
     assert second.expected
+
+
+def test_a_document_needs_text_and_no_order_of_roles(media: Path):
+    assert isinstance(one("llava", media, {"conversations": [HUMAN], "image": "red.png"}), Sample)
+    found = one("llava", media, {"conversations": [{**HUMAN, "value": "<image>"}], "image": "red.png"})
+    assert isinstance(found, Bad) and found.reason == "empty-answer"
+
+
+def test_system_first_and_several_tools_are_a_conversation(media: Path):
+    tool = {"role": "tool", "content": "7"}
+    rows = [{"role": "system", "content": "be brief"}, ASK, SAY, tool, tool, SAY]
+    assert isinstance(one("openai", media, {"messages": rows}), Sample)
+
+
+def test_one_unreadable_entry_of_a_list_costs_only_itself(tmp_path: Path):
+    path = tmp_path / "rows.json"
+    path.write_text('[{"text": "a, [b\\"], c"},\n ' + BEYOND + ',\n {"text": "last"}]')
+    first, second, third = read("text", path)
+    assert isinstance(first, Draft) and isinstance(third, Draft)
+    assert first.messages[0]["parts"][0]["text"] == 'a, [b"], c'
+    assert isinstance(second, Bad) and second.reason == "too-deep" and second.where == f"{path}, line 2, entry 1"
+
+
+WRAPPED = {"data": [a_caption(0), a_caption(1)], "version": 1}
+PRETTY = [
+    (json.dumps(WRAPPED, indent=1), "jq .data"),
+    ("\n".join(json.dumps(a_caption(number), indent=2) for number in range(3)), "jq -c"),
+]
+
+
+@pytest.mark.parametrize(("content", "do"), PRETTY)
+def test_objects_over_several_lines_are_one_error_that_says_what_to_do(content: str, do: str, media: Path):
+    path = media / "rows.jsonl"
+    path.write_text(content)
+    with pytest.raises(DataError, match="neither JSON Lines nor a JSON list") as error:
+        read("llava", path)
+    assert do in str(error.value) and str(path) in str(error.value) and "fields" in str(error.value)
+
+
+def test_a_pretty_printed_list_is_read_whatever_its_file_is_called(media: Path):
+    path = media / "rows.jsonl"
+    path.write_text(json.dumps([a_caption(0), a_caption(1)], indent=2))
+    assert [row.id for row in read("llava", path) if isinstance(row, Draft)] == ["c0", "c1"]
+
+
+def test_a_picture_is_read_over_http(media: Path):
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(media))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        host = f"http://127.0.0.1:{server.server_address[1]}"
+        found = one("llava", media, a_caption(image=f"{host}/red.png"))
+        gone = one("llava", media, a_caption(image=f"{host}/gone.png"))
+        server.shutdown()
+    assert isinstance(found, Sample) and (found.media[0].width, found.media[0].height) == (60, 40)
+    assert isinstance(gone, Bad) and gone.reason == "missing-media"
 
 
 def test_a_truncated_video_is_damaged(media: Path):

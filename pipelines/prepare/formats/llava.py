@@ -17,12 +17,14 @@ from pipelines.prepare.formats.rows import (
     Places,
     Row,
     answer_parts,
+    check_turns,
     each,
     field_of,
     identity_of,
     key_of,
     message,
     resolve,
+    says_something,
     units_of,
 )  # fmt: skip
 from trainer.recipe import Source
@@ -39,6 +41,10 @@ def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
         if source.rendering == "document":
             parts = [part for item in messages for part in item["parts"]]
             messages = [message("document", *parts)]
+            if not says_something(messages[0]):
+                raise BadRow("empty-answer", "a document with text", "none")
+        else:
+            check_turns(messages)
         identity = identity_of(entry, where)
         return Draft(where, identity, messages, media, key=key_of(entry), units=units_of(entry))
 
@@ -77,6 +83,8 @@ def turn(item: dict, places: Places, num_media: int) -> dict:
     speaker, value = field_of(item, "from", "role"), field_of(item, "value", "content")
     if speaker not in ROLES:
         raise BadRow("wrong-form", f"a turn from {', '.join(sorted(ROLES))}", speaker)
+    if not isinstance(value, str):
+        raise BadRow("wrong-form", "the words of a turn", type(value).__name__)
     if ROLES[speaker] == "assistant" and "<image>" not in value and "<video>" not in value:
         return message("assistant", *answer_parts(value, num_media))
     return message(ROLES[speaker], *places.split(value))

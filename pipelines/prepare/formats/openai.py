@@ -16,6 +16,7 @@ from pipelines.prepare.formats.rows import (
     Places,
     Row,
     answer_parts,
+    check_turns,
     each,
     field_of,
     identity_of,
@@ -39,6 +40,7 @@ def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
             raise BadRow("wrong-form", "at least one message", "an empty list")
         messages = [conversation_message(item, media, places, media_root) for item in listed]
         places.finish()
+        check_turns(messages)
         identity = identity_of(entry, where)
         return Draft(where, identity, messages, media, key=key_of(entry), units=units_of(entry))
 

@@ -16,6 +16,7 @@ from pipelines.prepare.formats.rows import (
     Places,
     Row,
     answer_parts,
+    check_turns,
     each,
     field_of,
     identity_of,
@@ -34,6 +35,7 @@ def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
         else:
             prompt = _messages(field_of(entry, "prompt", "messages"), "user", media, places, media_root)
         places.finish()
+        check_turns(prompt, ends="question")
         chosen, rejected = (_answer(field_of(entry, name), media) for name in ("chosen", "rejected"))
         if chosen == rejected:
             raise BadRow("equal-answers", "two different answers", "the same one twice")
@@ -54,7 +56,11 @@ def _answer(value: object, media: list[MediaRef]) -> list[dict]:
     if isinstance(value, list) and value:
         value = value[-1]
     if isinstance(value, dict):
+        if (speaker := value.get("from") or value.get("role")) not in (None, "gpt", "assistant"):
+            raise BadRow("wrong-order", "an answer from the assistant", speaker)
         value = field_of(value, "value", "content")
-    if not isinstance(value, str) or not value:
-        raise BadRow("wrong-form", "an answer", repr(value))
+    if not isinstance(value, str):
+        raise BadRow("wrong-form", "the words of an answer", type(value).__name__)
+    if not value.strip():
+        raise BadRow("empty-answer", "an answer with text", repr(value))
     return [message("assistant", *answer_parts(value, len(media)))]

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal
 
 from trainer import storage
@@ -71,37 +72,97 @@ Reader = Callable[[str, str, Source], Iterator[Row]]
 """read(path, media_root, source): one annotation file; relative media paths start from media_root."""
 
 
+MAX_DEPTH = 64
+"""Levels of lists and objects in one row; conversations have five."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
 # ---------------------------------------------------------------- files
 
 
 def json_entries(path: str) -> Iterator[tuple[str, Any]]:
-    """(where, value or Bad) of every entry of a JSON list or of a JSONL file, whatever the file is called."""
-    text = _text(path)
-    if text.lstrip()[:1] == "[":
-        try:
-            entries = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise DataError(
-                "the annotation file is not JSON",
-                where=f"{path}, line {error.lineno}",
-                expected="a JSON list",
-                got=error.msg,
-            ) from None
-        yield from ((f"{path}, entry {number}", entry) for number, entry in enumerate(entries))
+    """(where, value or Bad) of every entry of a JSON list or of a JSONL file, whatever the file is called.
+
+    Raises:
+        DataError: no such file, not UTF-8, a list that is not JSON, or objects that are spread over several lines.
+    """
+    content = _text(path)
+    if content.lstrip()[:1] == "[":
+        yield from _listed(content, path)
         return
-    for number, line in enumerate(
-        text.split("\n"), 1
-    ):  # splitlines() also cuts at characters that JSON strings may hold
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            yield where, json.loads(line)
-        except json.JSONDecodeError as error:
-            yield (
-                where,
-                Bad(where, "one JSON object", f"{error.msg} at column {error.colno}: {line[:60]!r}", "bad-json"),
-            )
+    _refuse_pretty_printed(content, path)
+    # splitlines() also cuts at characters that JSON strings may hold
+    for number, line in enumerate(content.split("\n"), 1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            yield where, _parsed(line, where)
+
+
+def _parsed(line: str, where: str) -> Any:
+    """The value of one line, or the Bad that says why there is none."""
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        return Bad(where, "one JSON object", f"{error.msg} at column {error.colno}: {line[:60]!r}", "bad-json")
+    except RecursionError:
+        return Bad(where, f"at most {MAX_DEPTH} levels of JSON", "more than the parser reads", "too-deep")
+    except ValueError as error:  # a number with more digits than Python converts
+        return Bad(where, "one JSON object", str(error), "bad-json")
+
+
+def _listed(content: str, path: str) -> Iterator[tuple[str, Any]]:
+    try:
+        entries = json.loads(content)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            "the annotation file is not JSON",
+            where=f"{path}, line {error.lineno}",
+            expected="a JSON list",
+            got=error.msg,
+        ) from None
+    except (RecursionError, ValueError):  # some entry cannot be read: one by one, so that only that one is lost
+        for number, (line, text) in enumerate(_entry_texts(content)):
+            where = f"{path}, line {line}, entry {number}"
+            yield where, _parsed(text, where)
+        return
+    yield from ((f"{path}, entry {number}", entry) for number, entry in enumerate(entries))
+
+
+_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[][{},]', re.DOTALL)
+
+
+def _entry_texts(content: str) -> Iterator[tuple[int, str]]:
+    """(line, text) of every entry of a JSON list, cut at its commas without parsing what lies between."""
+    depth, start = 0, content.index("[") + 1
+    for token in _TOKEN.finditer(content):
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(token[0], 0)
+        if (token[0] == "," and depth == 1) or (token[0] == "]" and depth == 0):
+            entry = content[start : token.start()]
+            if entry.strip():
+                yield content.count("\n", 0, start + len(entry) - len(entry.lstrip())) + 1, entry
+            start = token.end()
+
+
+def _refuse_pretty_printed(content: str, path: str) -> None:
+    """One error for a file whose JSON values go over several lines, where each line would be a bad row."""
+    first = content.lstrip()
+    line, newline, _ = first.partition("\n")
+    if not newline or first[:1] != "{" or not isinstance(_parsed(line, path), Bad):
+        return
+    try:
+        value, end = json.JSONDecoder().raw_decode(first)
+    except (ValueError, RecursionError):
+        return  # a broken line, not an object over several of them: its row is bad
+    inside = [name for name, entry in value.items() if isinstance(entry, list)]
+    rest = "more follow" if first[end:].strip() else "nothing follows"
+    raise DataError(
+        "the annotation file is neither JSON Lines nor a JSON list",
+        where=path,
+        expected="one JSON object a line, or a list of objects",
+        got=f"an object over {first.count(chr(10), 0, end) + 1} lines with the fields {sorted(value)[:8]}; {rest}",
+        do=f"write the list under {inside[0]!r} to a file of its own: jq .{inside[0]} FILE"
+        if len(inside) == 1 and not first[end:].strip()
+        else "write each object on one line: jq -c . FILE",
+    )
 
 
 def identity_of(entry: dict, where: str) -> str:
@@ -120,6 +181,8 @@ def json_document(path: str) -> dict:
         raise DataError(
             "the annotation file is not JSON", where=f"{path}, line {error.lineno}", got=error.msg
         ) from None
+    except (RecursionError, ValueError) as error:
+        raise DataError("the annotation file is not JSON that can be read", where=path, got=error) from None
     if not isinstance(value, dict):
         raise DataError(
             "the annotation file has another form", where=path, expected="a JSON object", got=type(value).__name__
@@ -150,11 +213,32 @@ def each(path: str, read_one: Callable[[dict, str], Draft]) -> Iterator[Row]:
 def guarded(where: str, read_one: Callable[[dict, str], Draft], entry: dict) -> Row:
     """One entry as a Draft, or as the Bad that says why not."""
     try:
+        check_sound(entry)
         return read_one(entry, where)
     except BadRow as error:
         return Bad(where, error.expected, error.got, error.reason)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         return Bad(where, "the fields of the format", f"{type(error).__name__}: {error}", "wrong-form")
+
+
+def check_sound(entry: dict) -> None:
+    """JSON allows what no later step can hold: text that has no UTF-8 form, and any depth of nesting.
+
+    Raises:
+        BadRow
+    """
+    open_values: list[tuple[Any, int]] = [(entry, 1)]
+    while open_values:
+        value, depth = open_values.pop()
+        if depth > MAX_DEPTH:
+            raise BadRow("too-deep", f"at most {MAX_DEPTH} levels of JSON", "more")
+        for item in (*value, *value.values()) if isinstance(value, dict) else value:
+            if isinstance(item, str):
+                if (lone := _SURROGATE.search(item)) is not None:
+                    near = ascii(item[max(0, lone.start() - 20) : lone.end() + 20])
+                    raise BadRow("not-unicode", "surrogates in pairs", f"a lone one in {near}")
+            elif isinstance(item, dict | list):
+                open_values.append((item, depth + 1))
 
 
 def resolve(root: str, path: str) -> str:
@@ -183,6 +267,39 @@ def text(value: str) -> dict:
 
 def message(role: str, *parts: dict) -> dict:
     return {"role": role, "parts": list(parts)}
+
+
+def check_turns(messages: Sequence[dict], *, ends: Literal["answer", "question"] = "answer") -> None:
+    """A conversation that a chat template can hold: system only first, people (or tools) and the assistant in turn, the
+    last word the assistant's (or, for the prompt of a preference, not), and no answer empty.
+
+    Raises:
+        BadRow
+    """
+    roles = [item["role"] for item in messages]
+    told = f"{', '.join(roles[:12])}{', ...' if len(roles) > 12 else ''}"
+    spoken = roles[1:] if roles[:1] == ["system"] else roles
+    if "system" in spoken:
+        raise BadRow("wrong-order", "a system message only in the first place", told)
+    if spoken[:1] != ["user"]:
+        raise BadRow("wrong-order", "a first turn from the user", told)
+    for before, now in pairwise(spoken):
+        if now not in FOLLOWS[before]:
+            raise BadRow("wrong-order", f"after {before} a turn from {' or '.join(FOLLOWS[before])}", told)
+    if (spoken[-1] == "assistant") != (ends == "answer"):
+        raise BadRow("wrong-order", f"a last turn from {'the assistant' if ends == 'answer' else 'the user'}", told)
+    for number, item in enumerate(messages):
+        if item["role"] == "assistant" and not says_something(item):
+            raise BadRow("empty-answer", "an answer with text", f"none in message {number}")
+
+
+FOLLOWS = {"user": ("assistant",), "assistant": ("user", "tool"), "tool": ("assistant", "tool")}
+"""Who may speak after whom; a turn of several tools has one message a tool."""
+
+
+def says_something(item: dict) -> bool:
+    """Whether a message has anything to learn: words, objects or an action."""
+    return any(part.get("text", "").strip() or part["part"] in ("objects", "action") for part in item["parts"])
 
 
 PLACEHOLDER = re.compile(r"(<image>|<video>)")
