@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.settle import asked_recipe
 from trainer.errors import ClusterError, QwenVLError, RecipeError, UsageError
-from trainer.resolve import load_recipe
 
 ENDED = {"SUCCEEDED", "FAILED", "SKIPPED", "CANCELED"}
 WAIT_S = 10.0
@@ -81,7 +81,7 @@ def submit(
     say: Say = print,
 ) -> int:
     """Start a run; its id is the last line printed. With `wait` 0 when it succeeded, else 1."""
-    checked = checked_recipe(recipe, overrides, cluster, out)
+    checked = checked_recipe(recipe, overrides, cluster, out, base_model)
     client = client_of(place)
     from pipelines.full_recipe import compile_to
 
@@ -110,13 +110,13 @@ def submit(
     return follow(place, client, run.run_id, say=say) if wait else 0
 
 
-def checked_recipe(recipe: str, overrides: list[str], cluster: str, out: str) -> str:
+def checked_recipe(recipe: str, overrides: list[str], cluster: str, out: str, base_model: str = "") -> str:
     """Name of a recipe that is valid for the cluster: every problem is told here, not by a pod an hour later."""
     from k8s.cluster import check, load_cluster
 
     if "://" not in out:
         raise UsageError("the pods of a cluster share no folder", where=f"--out {out}", expected="s3://BUCKET/PREFIX")
-    checked = load_recipe(recipe, overrides)
+    checked = asked_recipe(recipe, overrides, base_model)
     problems = check(checked, load_cluster(cluster))
     if problems:
         raise RecipeError([("on this cluster", problem) for problem in problems])

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from trainer import storage
-from trainer.errors import StageMismatch, UsageError
+from trainer.errors import RecipeError, StageMismatch, UsageError
 from trainer.recipe import STAGES, Recipe
 from trainer.resolve import fields, from_resolved, load_recipe, resolved
 
@@ -22,14 +22,35 @@ def asked_recipe(recipe: str, overrides: Iterable[str], base_model: str = "") ->
     """The recipe that a person asks for; `base_model` takes the place of `model.base` or of `model.init`.
 
     Raises:
-        RecipeError: the recipe is not valid, or names a data format that has no reader.
+        RecipeError: the recipe is not valid, or asks for what no reader, corpus or model family provides.
     """
-    from pipelines.prepare.formats import check_formats  # 0.1 s that later steps, which read the stored recipe, save
-
     extra = [f"model.base={base_model}", "model.init=null", "model.config=null"] if base_model else []
     found = load_recipe(recipe, [*overrides, *extra])
-    check_formats({name: source.format for name, source in found.prepare.sources.items()})
+    if problems := problems_before_data(found):
+        raise RecipeError(problems, where=recipe if "\n" not in recipe else "inline YAML")
     return found
+
+
+def problems_before_data(recipe: Recipe) -> list[tuple[str, str]]:
+    """(field path, message) of what is wrong with a valid recipe and can be known without reading data or models.
+
+    Imports here: 0.2 s that later steps, which read the stored recipe, save.
+    """
+    from pipelines.prepare.formats import problems_of_sources
+    from trainer.models.family import FAMILIES
+
+    problems = problems_of_sources(recipe.prepare.sources)
+    known = ", ".join(sorted(FAMILIES))
+    if recipe.family not in FAMILIES:
+        problems.append(("family", f"no such model family {recipe.family!r}; there is {known}"))
+    config = recipe.model.config
+    if isinstance(config, dict) and config.get("model_type") != recipe.family:
+        got = config.get("model_type")
+        problems.append(("model.config.model_type", f"expected the recipe's family {recipe.family}, got {got!r}"))
+    for name in recipe.evaluate.sources:
+        if recipe.prepare.sources[name].held_out is None:
+            problems.append((f"evaluate.sources.{name}", f"prepare.sources.{name} has no held_out data to measure on"))
+    return problems
 
 
 def stored_recipe(out: str) -> Recipe:

@@ -23,6 +23,8 @@ from trainer.errors import ModelError, UsageError
 from trainer.recipe import Recipe
 
 LOCAL = "local"
+CLUSTER_PACKAGES = ("kubernetes", "kubeflow")
+"""Modules of the extra `cluster`."""
 DEVICE = "QWENVL_DEVICE"
 
 
@@ -230,12 +232,15 @@ def _on_cluster(cluster: str, what: str, out: str, run_id: str, **more: Any) -> 
     """Hand a step to the cluster's launcher and wait for it. Imported here: laptops need no Kubernetes client."""
     try:
         from k8s import launcher
+
+        launcher.run_step(what, cluster=cluster, out=out, run_id=run_id or None, **more)
     except ImportError as error:
+        if (error.name or "").partition(".")[0] not in CLUSTER_PACKAGES:
+            raise  # something else is broken, and says what
         raise UsageError(
             "running on a cluster needs the Kubernetes client",
             where=f"--cluster {cluster}",
             got=str(error),
             do="install qwenvl-train[cluster]",
         ) from error
-    launcher.run_step(what, cluster=cluster, out=out, run_id=run_id or None, **more)
     return DONE

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.cli.main import COMMANDS, main
-from trainer.errors import StorageError
+from trainer.errors import RecipeError, StorageError
 
 HEAVY = ("torch", "kfp", "mlflow", "daft", "kubernetes", "transformers", "pyarrow", "huggingface_hub", "pydantic")
 
@@ -48,6 +48,37 @@ def test_every_command_has_help(noun: str, capsys: pytest.CaptureFixture[str]) -
         (["recipe", "show", "tinny"], 2, "did you mean tiny?"),
         (["recipe", "check", "tiny", "--set", "stages.stage1.packing.lenght=4"], 2, "did you mean length?"),
         (["recipe", "check", "tiny", "--set", "seed"], 2, "not an override"),
+        (["recipe", "check", "tiny", "--set", "prepare.sources.text.format=txt"], 2, "did you mean text?"),
+        (["recipe", "check", "tiny", "--set", "prepare.sources.text.rendering=chat"], 2, "needs document, got chat"),
+        (
+            ["recipe", "check", "tiny", "--set", "prepare.sources.preferences.format=llava"],
+            2,
+            "have the format preference",
+        ),
+        (
+            ["recipe", "check", "tiny", "--set", "prepare.sources.text.path=corpus://txt.jsonl"],
+            2,
+            "did you mean text.jsonl",
+        ),
+        (["recipe", "check", "tiny", "--set", "family=gwen"], 2, "no such model family"),
+        (["recipe", "check", "tiny", "--set", "model.config.model_type=llava"], 2, "model.config.model_type"),
+        (["recipe", "check", "tiny", "--set", "model.pretrain.sources.text=[none]"], 2, "no such source 'none'"),
+        (["recipe", "check", "tiny", "--set", "model.pretrain.sources={}"], 2, "model.pretrain.sources.pairs: needed"),
+        (["recipe", "check", "tiny", "--set", "model.tokenizer=null"], 2, "tokenizer: needed"),
+        (["recipe", "check", "tiny", "--set", "model.vocab_size=null"], 2, "vocab_size: needed"),
+        (
+            [
+                "recipe",
+                "check",
+                "tiny",
+                "--set",
+                "evaluate.sources=[text]",
+                "--set",
+                "prepare.sources.text.held_out=null",
+            ],
+            2,
+            "has no held_out data",
+        ),
         (["run", "tiny", "--out", "x", "--cluster", "onprem"], 2, "use qwenvl submit"),
         (["export", "/nonexistent/output"], 2, "no run has written into this output"),
         (["submit", "tiny", "--out", "out/x", "--cluster", "onprem"], 2, "share no folder"),
@@ -62,6 +93,28 @@ def test_a_mistake_is_one_message_and_the_documented_code(
     told = "".join(capsys.readouterr())
     assert want in told
     assert "Traceback" not in told
+
+
+@pytest.mark.parametrize("override", ["prepare.sources.caption.format=lava", "family=gwen"])
+def test_submit_refuses_what_check_refuses(override: str) -> None:
+    from pipelines import remote
+
+    with pytest.raises(RecipeError):
+        remote.checked_recipe("tiny", [override], a_cluster(), "s3://b/out")
+
+
+def test_every_shipped_recipe_passes_its_check() -> None:
+    from trainer.resolve import shipped
+
+    for name in shipped():
+        assert main(["recipe", "check", name]) == 0
+
+
+def test_the_exit_codes_of_diff_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["recipe", "diff", "--help"])
+    assert "exit code 0: the same, 1: they differ" in " ".join(capsys.readouterr().out.split())
+    assert "exit code 0" in Path(__file__).parents[1].joinpath("README.md").read_text()
 
 
 def test_show_gives_a_resolved_recipe_that_is_itself_a_recipe(

@@ -97,6 +97,10 @@ class Model(Strict):
             raise ValueError("init needs config: the shapes of the model to assemble")
         if self.init is not None and "pretrain" in (self.init.llm, self.init.vision) and self.pretrain is None:
             raise ValueError("init says pretrain, but model.pretrain is missing")
+        if self.base is None and self.tokenizer is None:
+            raise ValueError("tokenizer: needed where there is no base: a folder, or corpus to train one")
+        if self.tokenizer == "corpus" and self.vocab_size is None:
+            raise ValueError("vocab_size: needed to train a tokenizer on the corpus")
         return self
 
 
@@ -145,7 +149,7 @@ class Pixels(Strict):
     video_max: int = result(768 * 28 * 28, ge=1)
     """Of one frame."""
     video_total: int = result(24576 * 28 * 28, ge=1)
-    """Of all frames together."""
+    """Of all frames together, where the two frames that one temporal patch covers count once."""
     fps: list[float] = result(default_factory=lambda: [2.0], min_length=1)
     """The variant of a sample picks one: dynamic frame rate."""
     min_frames: int = result(4, ge=2)
@@ -389,6 +393,19 @@ class Recipe(Strict):
         for name in self.evaluate.sources:
             if name not in sources:
                 problems.append(f"evaluate.sources: no such source {name!r}")
+        problems += self._pretrain_problems()
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _pretrain_problems(self) -> list[str]:
+        if self.model.init is None or self.model.pretrain is None:
+            return []
+        named, problems = self.model.pretrain.sources, []
+        for use, part in (("text", "llm"), ("pairs", "vision")):
+            if getattr(self.model.init, part) == "pretrain" and not named.get(use):
+                problems.append(f"model.pretrain.sources.{use}: needed, since model.init.{part} is pretrain")
+            for name in named.get(use, []):
+                if name not in self.prepare.sources:
+                    problems.append(f"model.pretrain.sources.{use}: no such source {name!r}")
+        return problems

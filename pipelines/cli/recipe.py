@@ -15,8 +15,9 @@ def parser() -> argparse.ArgumentParser:
     what.add_parser("list", help="the recipes that come with the package")
     what.add_parser("schema", help="JSON Schema, for editors")
     show = what.add_parser("show", help="the resolved recipe: every default filled in, with its sha256")
-    check = what.add_parser("check", help="validate; every problem at once, exit code 2 if there are any")
-    diff = what.add_parser("diff", help="fields in which two recipes differ, and what a change of each means")
+    check = what.add_parser("check", help="validate without reading data; every problem at once, exit code 2 if any")
+    told = "fields in which two recipes differ, and what a change of each means; exit code 0: the same, 1: they differ"
+    diff = what.add_parser("diff", help=told, description=told)
     for one in (show, check):
         one.add_argument("recipe", help="shipped name, file, URI, or an OUT/recipe.json")
         one.add_argument("--set", dest="overrides", action="append", default=[], metavar="A.B=VALUE")
@@ -61,10 +62,11 @@ def _show(asked: argparse.Namespace) -> int:
 
 
 def _check(asked: argparse.Namespace) -> int:
+    from pipelines.settle import asked_recipe
     from trainer.errors import RecipeError
-    from trainer.resolve import load_recipe, resolved
+    from trainer.resolve import resolved
 
-    recipe = load_recipe(asked.recipe, asked.overrides)
+    recipe = asked_recipe(asked.recipe, asked.overrides)
     if asked.cluster:
         from k8s.cluster import check, load_cluster
 
@@ -76,7 +78,7 @@ def _check(asked: argparse.Namespace) -> int:
 
 
 def _diff(asked: argparse.Namespace) -> int:
-    """Like diff(1): 0 when nothing differs, 1 otherwise."""
+    """Like diff(1): 0 when nothing differs, 1 otherwise; what is no recipe is 2, as everywhere."""
     from trainer.resolve import load_recipe
 
     one, other = load_recipe(asked.one), load_recipe(asked.other)

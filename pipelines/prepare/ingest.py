@@ -4,7 +4,8 @@
     python -m pipelines.prepare prepare-data --recipe tiny --out DIR
 
 What was read, kept and refused, and why, is counted in OUT/data/funnel.json. A source that is already there is
-recognised by the digest of what it was made from (annotation files, sizes and times of local media, reader version).
+recognised by the digest of what it was made from (annotation files, sizes and times of local media, reader version),
+wherever that lies.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any, Literal
 
 import fsspec
 
+from pipelines.prepare.corpus.names import SCHEME, SMALL, SMALL_SCALE, is_there
 from pipelines.prepare.describe import draft_to_json, inspect
 from pipelines.prepare.engine import Engine, blocks
 from pipelines.prepare.formats import reader
@@ -37,7 +39,6 @@ VERSION = 1
 BLOCK_ROWS = 256
 SHOWN = 5
 INPUT = "input.json"
-CORPUS = "corpus://"
 Split = Literal["train", "held_out"]
 
 
@@ -82,16 +83,24 @@ def prepare_corpus(recipe: Recipe, out: str) -> None:
     """Build what the recipe's corpus:// paths name: the whole corpus, the small one, or none."""
     sources = recipe.prepare.sources.values()
     paths = [path for source in sources for path in (source.path, source.held_out, source.media) if path]
-    inside = {path.removeprefix(CORPUS) for path in paths if path.startswith(CORPUS)}
-    if not inside:
+    asked = {path.removeprefix(SCHEME) for path in paths if path.startswith(SCHEME)}
+    if not asked:
         return
-    from pipelines.prepare.corpus.build import SMALL, SMALL_SCALE, build_corpus
-
     root = storage.join(out, "data", "corpus")
-    if any(not path.startswith(f"{SMALL}/") for path in inside):
-        build_corpus(root, seed=recipe.seed)
-    if any(path.startswith(f"{SMALL}/") for path in inside):
-        build_corpus(storage.join(root, SMALL), seed=recipe.seed, scale=SMALL_SCALE)
+    if any(not path.startswith(f"{SMALL}/") for path in asked):
+        _corpus(root, recipe.seed, 1.0)
+    if any(path.startswith(f"{SMALL}/") for path in asked):
+        _corpus(storage.join(root, SMALL), recipe.seed, SMALL_SCALE)
+
+
+def _corpus(uri: str, seed: int, scale: float) -> None:
+    """What builds the corpus imports much: only where it is not there yet."""
+    if is_there(uri, seed=seed, scale=scale):
+        print(f"corpus: {uri} is already there", flush=True)
+        return
+    from pipelines.prepare.corpus.build import build_corpus
+
+    build_corpus(uri, seed=seed, scale=scale)
 
 
 def splits_of(source: Source) -> list[tuple[Split, str]]:
@@ -106,7 +115,7 @@ def source_uri(out: str, name: str, split: str) -> str:
 
 def located(out: str, path: str) -> str:
     """A source's path with corpus:// resolved."""
-    return storage.join(out, "data", "corpus", path.removeprefix(CORPUS)) if path.startswith(CORPUS) else path
+    return storage.join(out, "data", "corpus", path.removeprefix(SCHEME)) if path.startswith(SCHEME) else path
 
 
 # ---------------------------------------------------------------- one source
@@ -121,7 +130,7 @@ def ingest(
     files = annotation_files(located(out, path), where=f"prepare.sources.{name}")
     root = located(out, source.media) if source.media else files[0].rpartition("/")[0] or "."
     rows = partial(_rows, source, name, files, root)  # read twice, never held
-    key = input_key(source, recipe, files, rows())
+    key = input_key(source, recipe, files, rows(), below=(root, out))
     if (stored := _finished(target, key)) is not None:
         print(f"ingest: {name}/{split} is already there ({stored['kept']} samples)", flush=True)
         return stored
@@ -180,9 +189,12 @@ def _rows(source: Source, name: str, files: list[str], root: str) -> Iterator[Ro
             yield row
 
 
-def input_key(source: Source, recipe: Recipe, files: list[str], rows: Iterable[Row]) -> str:
+def input_key(
+    source: Source, recipe: Recipe, files: list[str], rows: Iterable[Row], *, below: tuple[str, ...] = ()
+) -> str:
     """Digest of what the shards are made from. Local media count by size and time of change (their bytes are read when
-    the source is made); media elsewhere count by name: replace a file there under a new name."""
+    the source is made); media elsewhere count by name: replace a file there under a new name. Names count from the
+    folders in `below`, so an output or a data folder that was moved or renamed is recognised."""
     stats = []
     for uri in sorted({ref.uri for row in rows if isinstance(row, Draft) for ref in row.media}):
         local = None if uri.startswith("data:") else storage.local_path(uri)
@@ -190,7 +202,10 @@ def input_key(source: Source, recipe: Recipe, files: list[str], rows: Iterable[R
             status = os.stat(local) if local is not None else None
         except OSError:
             status = None
-        stats.append([uri, status.st_size, status.st_mtime_ns] if status else [uri])
+        name = inside(uri, below)
+        stats.append([name, status.st_size, status.st_mtime_ns] if status else [name])
+    names = [inside(file, (*below, files[0].rpartition("/")[0])) for file in files]
+    digests = [storage.sha256_bytes(storage.read_bytes(file)) for file in files]
     return digest(
         {
             "version": VERSION,
@@ -198,10 +213,18 @@ def input_key(source: Source, recipe: Recipe, files: list[str], rows: Iterable[R
             "document": source.rendering == "document",
             "shard_bytes": recipe.prepare.shard_bytes,
             "max_bad_fraction": recipe.prepare.max_bad_fraction,
-            "files": [[file, storage.sha256_bytes(storage.read_bytes(file))] for file in files],
+            "files": [list(pair) for pair in zip(names, digests, strict=True)],
             "media": digest(stats),
         }
     )
+
+
+def inside(uri: str, folders: Iterable[str]) -> str:
+    """The part of an address below the first of the folders that it lies in; else the address."""
+    for folder in folders:
+        if folder and uri.startswith(f"{folder.rstrip('/')}/"):
+            return uri[len(folder.rstrip("/")) + 1 :]
+    return uri
 
 
 def _finished(target: str, key: str) -> dict[str, Any] | None:

@@ -14,29 +14,16 @@ import av
 from PIL import Image
 
 from pipelines.prepare.corpus.draw import encode_video
+from pipelines.prepare.corpus.names import FILES
 from trainer.recipe import Recipe, Source
 from trainer.resolve import load_recipe
-
-CORPUS_FILES = {
-    "captions": "json",
-    "interleaved": "jsonl",
-    "grounding": "json",
-    "documents": "jsonl",
-    "videos": "json",
-    "agents": "jsonl",
-    "text": "jsonl",
-    "descriptions": "jsonl",
-    "instructions": "jsonl",
-    "preferences": "jsonl",
-}
 
 
 def small_recipe(*overrides: str) -> Recipe:
     """The tiny recipe on the small corpus."""
-    paths = [f"prepare.sources.{name}.path=corpus://small/{name}.{suffix}" for name, suffix in CORPUS_FILES.items()]
+    paths = [f"prepare.sources.{name}.path=corpus://small/{name}.{suffix}" for name, suffix in FILES.items()]
     held = [
-        f"prepare.sources.{name}.held_out=corpus://small/{name}.held_out.{suffix}"
-        for name, suffix in CORPUS_FILES.items()
+        f"prepare.sources.{name}.held_out=corpus://small/{name}.held_out.{suffix}" for name, suffix in FILES.items()
     ]
     return load_recipe("tiny", [*paths, *held, "prepare.shard_bytes=300000", *overrides])
 

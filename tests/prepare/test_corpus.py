@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.prepare.corpus import build_corpus
-from pipelines.prepare.corpus.build import ingredients, write_kinds
+from pipelines.prepare.corpus.build import WRITERS, build_corpus, ingredients, write_kinds
 from pipelines.prepare.corpus.draw import COLOURS
 from pipelines.prepare.corpus.folder import Folder
+from pipelines.prepare.corpus.names import FILES, corpus_problem
 from pipelines.prepare.corpus.sources import draw_split
-from tests.prepare.builders import CORPUS_FILES
+from tests.prepare.builders import small_recipe
 from trainer import storage
 from trainer.data.shards import Source
+from trainer.resolve import resolved
 
 KINDS = {"photo": 20, "icon": 500, "video": 4, "text": 40, "table": 4, "screenshot": 20}
 
@@ -67,7 +70,7 @@ def test_the_split_does_not_depend_on_order_and_has_the_share_asked_for():
 
 
 def test_every_kind_has_a_source_in_both_parts(prepared: str):
-    for name in CORPUS_FILES:
+    for name in FILES:
         for split in ("train", "held_out"):
             uri = storage.join(prepared, "data", "sources", name, split)
             assert Source.open(uri).num_samples >= 4, (name, split)
@@ -146,3 +149,31 @@ def test_a_finished_corpus_is_recognised(tmp_path: Path, capsys: pytest.CaptureF
     (tmp_path / "sources.json").write_text(json.dumps({"format": 1, "seed": 5, "scale": 0.1}))
     build_corpus(str(tmp_path), seed=5, scale=0.1)
     assert "already there" in capsys.readouterr().out
+
+
+def test_a_corpus_that_is_there_is_recognised_without_importing_what_builds_it(prepared: str, tmp_path: Path):
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps(resolved(small_recipe())))
+    script = (
+        "import sys; from pipelines.prepare.ingest import prepare_corpus; from trainer.resolve import load_recipe;"
+        f"prepare_corpus(load_recipe({str(recipe)!r}), {prepared!r});"
+        "print([name for name in ('sklearn', 'scipy', 'matplotlib', 'skimage', 'resvg_py') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "already there" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
+    import_all = (
+        "import sys, pipelines.prepare.corpus.build; print('sklearn' in sys.modules, 'matplotlib' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", import_all], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False False", "what builds it imports them where a table is read or drawn"
+
+
+def test_the_names_of_the_corpus_are_those_that_are_written(corpus: Path):
+    assert list(FILES) == list(WRITERS)
+    for name, suffix in FILES.items():
+        for file in (f"{name}.{suffix}", f"{name}.held_out.{suffix}"):
+            assert (corpus / file).exists()
+            assert corpus_problem(f"corpus://small/{file}") is corpus_problem(f"corpus://{file}") is None
+    assert "did you mean captions.json" in (corpus_problem("corpus://caption.json") or "")
+    assert corpus_problem("s3://b/caption.json") is None

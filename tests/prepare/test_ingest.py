@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
 import pytest
 
 from pipelines.prepare import describe, ingest
+from pipelines.prepare.formats.rows import MediaRef
 from pipelines.prepare.ingest import prepare_data, source_uri
-from tests.prepare.builders import a_caption, a_picture, a_recipe, a_source, write_lines
+from tests.prepare.builders import a_caption, a_picture, a_recipe, a_source, small_recipe, write_lines
 from trainer import storage
 from trainer.data.shards import ShardReader, Source
 from trainer.errors import DataError
@@ -95,6 +97,46 @@ def test_a_second_run_reads_no_media_and_a_change_is_noticed(media: Path, monkey
     (media / "red.png").write_bytes(a_picture(colour="blue"))
     prepare(media, [*rows, a_caption(9)])
     assert len(calls) == 4, "a changed picture is read again"
+
+
+def moved(folder: Path, to: str) -> Path:
+    return folder.rename(folder.with_name(to))
+
+
+def test_an_output_or_a_data_folder_that_was_moved_is_recognised(media: Path, monkeypatch: pytest.MonkeyPatch):
+    calls: list[str] = []
+    inspect = describe.inspect
+    monkeypatch.setattr(ingest, "inspect", lambda row: calls.append(row) or inspect(row))
+    (media / "data").mkdir()
+    (media / "red.png").rename(media / "data" / "red.png")
+    prepare(media / "data", [a_caption(0), a_caption(1)], out="../one")
+    assert len(calls) == 2
+    moved(media / "one", "two")
+    prepare(media / "data", [a_caption(0), a_caption(1)], out="../two")
+    assert len(calls) == 2, "the output was renamed"
+    moved(media / "data", "elsewhere")
+    prepare(media / "elsewhere", [a_caption(0), a_caption(1)], out="../two")
+    assert len(calls) == 2, "the data were renamed"
+    (media / "elsewhere" / "red.png").write_bytes(a_picture(colour="blue"))
+    prepare(media / "elsewhere", [a_caption(0), a_caption(1)], out="../two")
+    assert len(calls) == 4, "negative control: another picture under the old name"
+
+
+def test_a_corpus_inside_an_output_moves_with_it(tmp_path: Path):
+    """Its paths are below OUT/data/corpus, wherever OUT lies."""
+    recipe = small_recipe()
+    source = recipe.prepare.sources["captions"]
+    keys = []
+    for out in ("one", "two/deeper"):
+        folder = tmp_path / out / "data" / "corpus" / "small"
+        folder.mkdir(parents=True)
+        (folder / "red.png").write_bytes(a_picture())
+        os.utime(folder / "red.png", (1, 1))
+        (folder / "captions.json").write_text("[]")
+        row = ingest.Draft("where", "id", [], [MediaRef(str(folder / "red.png"), "image")])
+        files = [str(folder / "captions.json")]
+        keys.append(ingest.input_key(source, recipe, files, [row], below=(str(folder), str(tmp_path / out))))
+    assert keys[0] == keys[1]
 
 
 def test_the_same_rows_give_the_same_shards_wherever_they_lie(media: Path):

@@ -4,7 +4,3 @@ ingested by the readers that a user's own data goes through.
     build_corpus("OUT/data/corpus", seed=1234)      captions.json, captions.held_out.json, ..., media/, sources.json
     corpus://NAME in a recipe is OUT/data/corpus/NAME; corpus://small/NAME is the same corpus at a tenth of its size
 """
-
-from __future__ import annotations
-
-from pipelines.prepare.corpus.build import build_corpus as build_corpus

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from pipelines.prepare.corpus import clips, pages, pictures, screens, sources, texts
 from pipelines.prepare.corpus.folder import Folder, Ingredients
+from pipelines.prepare.corpus.names import DONE, facts_of, is_there
 from pipelines.prepare.corpus.sources import SPLITS, SourceFile, Split
 from trainer import storage
-from trainer.data.sample import FORMAT
 
 Writer = Callable[[Folder, Split, Ingredients], None]
 WRITERS: dict[str, Writer] = {
@@ -29,8 +29,6 @@ WRITERS: dict[str, Writer] = {
     "interleaved": pages.write_interleaved,
     "agents": screens.write_agents,
 }
-SMALL = "small"
-SMALL_SCALE = 0.1
 
 
 def build_corpus(uri: str, *, seed: int, scale: float = 1.0) -> None:
@@ -38,11 +36,10 @@ def build_corpus(uri: str, *, seed: int, scale: float = 1.0) -> None:
 
     Deterministic in (seed, scale, package versions). Raises DataError when a package of the extra `prepare` is missing.
     """
-    done = storage.join(uri, "sources.json")
-    wanted = {"format": FORMAT, "seed": seed, "scale": scale}
-    if storage.exists(done) and {key: storage.read_json(done).get(key) for key in wanted} == wanted:
+    if is_there(uri, seed=seed, scale=scale):
         print(f"corpus: {uri} is already there", flush=True)
         return
+    wanted = facts_of(seed, scale)
     storage.remove_tree(uri)
     local = storage.local_path(uri)
     if local is not None:
@@ -50,11 +47,11 @@ def build_corpus(uri: str, *, seed: int, scale: float = 1.0) -> None:
         return
     with tempfile.TemporaryDirectory(prefix="corpus-") as scratch:
         _write(Path(scratch), wanted)
-        files = sorted(path for path in Path(scratch).rglob("*") if path.is_file() and path.name != "sources.json")
+        files = sorted(path for path in Path(scratch).rglob("*") if path.is_file() and path.name != DONE)
         with ThreadPoolExecutor(16) as pool:
             targets = [storage.join(uri, *path.relative_to(scratch).parts) for path in files]
             list(pool.map(storage.upload_file, map(str, files), targets))
-        storage.upload_file(str(Path(scratch) / "sources.json"), done)
+        storage.upload_file(str(Path(scratch) / DONE), storage.join(uri, DONE))
 
 
 def _write(root: Path, wanted: dict) -> None:
@@ -68,7 +65,7 @@ def _write(root: Path, wanted: dict) -> None:
     listed = [item.file for items in (found.photos, found.icons, found.clips, found.texts) for item in items]
     listed += pages.table_files(folder.seed) + screens.screenshot_files(folder.seed)
     text = json.dumps({**wanted, **summary(listed)}, indent=1, sort_keys=True)
-    (root / "sources.json").write_text(text + "\n")
+    (root / DONE).write_text(text + "\n")
 
 
 def write_kinds(folder: Folder, found: Ingredients) -> None:

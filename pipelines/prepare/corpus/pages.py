@@ -13,10 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image
-from sklearn import datasets
 
 from pipelines.prepare.corpus.draw import COLOURS, article, jpeg, one_icon, png
 from pipelines.prepare.corpus.folder import Folder, Ingredients
@@ -26,12 +23,13 @@ from pipelines.prepare.corpus.typeset import Block, Laid, blocks_of, pages_of
 
 PAGE_SIZES = ((224, 224), (196, 252), (252, 196))
 TABLES = {
-    "iris": ("iris.csv", datasets.load_iris),
-    "wine": ("wine_data.csv", datasets.load_wine),
-    "breast cancer": ("breast_cancer.csv", datasets.load_breast_cancer),
-    "diabetes": ("diabetes_data_raw.csv.gz", datasets.load_diabetes),
-    "linnerud": ("linnerud_exercise.csv", datasets.load_linnerud),
+    "iris": ("iris.csv", "load_iris"),
+    "wine": ("wine_data.csv", "load_wine"),
+    "breast cancer": ("breast_cancer.csv", "load_breast_cancer"),
+    "diabetes": ("diabetes_data_raw.csv.gz", "load_diabetes"),
+    "linnerud": ("linnerud_exercise.csv", "load_linnerud"),
 }
+"""Name -> its file, and the function of sklearn.datasets that reads it."""
 CHART_COLOURS = ("red", "green", "blue", "pink", "cyan", "black")
 
 
@@ -62,7 +60,9 @@ def table_files(seed: int) -> list[SourceFile]:
 
 @cache
 def _table(name: str) -> Table:
-    found = TABLES[name][1]()
+    from sklearn import datasets  # 2 s: only where a corpus is made
+
+    found = getattr(datasets, TABLES[name][1])()
     return Table(name, [str(column) for column in found.feature_names], np.asarray(found.data, float), found.DESCR)
 
 
@@ -72,6 +72,9 @@ def tables(seed: int, split: Split) -> list[Table]:
 
 def chart(rng: random.Random, table: Table, width: int, height: int) -> tuple[Image.Image, str]:
     """A bar chart, histogram or scatter plot in one colour, and the sentence that says what it shows."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     colour, kind = rng.choice(CHART_COLOURS), rng.choice(("bar", "histogram", "scatter"))
     figure = Figure(figsize=(width / 84, height / 84), dpi=84)
     canvas = FigureCanvasAgg(figure)

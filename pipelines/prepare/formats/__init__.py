@@ -16,26 +16,45 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from importlib import import_module
 
+from pipelines.prepare.corpus.names import corpus_problem
 from pipelines.prepare.formats.rows import Reader
 from trainer.errors import RecipeError
+from trainer.recipe import Source
 
 FORMATS = ("agent", "coco", "interleaved", "layout", "llava", "openai", "preference", "text")
+RENDERED = {"interleaved": "document", "text": "document", "preference": "chat"}
+"""What a format can only be rendered as; the others go both ways."""
 
 
-def check_formats(named: Mapping[str, str]) -> None:
-    """{source: format}. Raises RecipeError with every source whose format has no reader."""
+def problems_of_sources(sources: Mapping[str, Source]) -> list[tuple[str, str]]:
+    """(field path, message) of everything about the sources that can be known without reading them."""
     problems = []
-    for source, name in named.items():
-        if name not in FORMATS:
-            close = get_close_matches(name, FORMATS, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            said = f"no such format {name!r}; there is {', '.join(FORMATS)}{hint}"
-            problems.append((f"prepare.sources.{source}.format", said))
-    if problems:
-        raise RecipeError(problems)
+    for name, source in sources.items():
+        at = f"prepare.sources.{name}"
+        if (unknown := _unknown(source.format)) is not None:
+            problems.append((f"{at}.format", unknown))
+            continue
+        if (source.format == "preference") != (source.kind == "preference"):
+            problems.append((f"{at}.kind", f"{source.kind} does not go with the format {source.format}: "
+                             "pairs of answers have the format preference and the kind preference"))  # fmt: skip
+        if (only := RENDERED.get(source.format, source.rendering)) != source.rendering:
+            problems.append((f"{at}.rendering", f"the format {source.format} needs {only}, got {source.rendering}"))
+        for field in ("path", "held_out"):
+            if (told := corpus_problem(getattr(source, field))) is not None:
+                problems.append((f"{at}.{field}", told))
+    return problems
+
+
+def _unknown(name: str) -> str | None:
+    if name in FORMATS:
+        return None
+    close = get_close_matches(name, FORMATS, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    return f"no such format {name!r}; there is {', '.join(FORMATS)}{hint}"
 
 
 def reader(name: str, source: str) -> Reader:
     """The reader of a format. Raises RecipeError when there is none of that name."""
-    check_formats({source: name})
+    if (unknown := _unknown(name)) is not None:
+        raise RecipeError([(f"prepare.sources.{source}.format", unknown)])
     return import_module(f"pipelines.prepare.formats.{name}").read
