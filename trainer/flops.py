@@ -4,7 +4,7 @@ Counted: matrix products of forward and backward, attention per sample and not p
 otherwise), the vision tower with its windows. Left out: weight gradients of frozen parts, input gradients where nothing
 before them is trained, recomputation, norms, embeddings look-up. A multiply-add is 2 operations.
 
-    cost = Cost.of(config, train)
+    cost = Cost(family.shape(), train)
     cost.pack(segments, grids, num_targets)  -> Flops(vision, llm), forward and backward
     cost.forward(...)                        -> Flops(vision, llm)
 """
@@ -34,48 +34,44 @@ class Flops:
 
 
 @dataclass(frozen=True)
+class Shape:
+    """What of a model its work depends on; a family reads it off the config (Family.shape). Weights are those of matrix
+    products; widths of attention are heads x head size."""
+
+    text_weights: int
+    """Of the language model's layers, without embedding and head."""
+    text_layers: int
+    text_width: int
+    hidden_size: int
+    vocab_size: int
+    patch_weights: int
+    """Of patch embedding and tower that each patch passes."""
+    merger_weights: float
+    """Of the merger, per patch."""
+    vision_width: int
+    full_layers: int
+    """Of the tower: attention over a whole image or frame (a tile, where a picture is cut into tiles)."""
+    windowed_layers: int = 0
+    window: int = 1
+    """Side of a window in patches."""
+
+    @staticmethod
+    def decoder_weights(text: Mapping[str, Any]) -> int:
+        """Products of a decoder with grouped queries and a gated MLP (Qwen2, Qwen3, Llama, Mistral)."""
+        c, heads = text["hidden_size"], text["num_attention_heads"]
+        size = text.get("head_dim") or c // heads
+        kv = text.get("num_key_value_heads") or heads
+        return text["num_hidden_layers"] * (
+            2 * c * heads * size + 2 * c * kv * size + 3 * c * text["intermediate_size"]
+        )
+
+
+@dataclass(frozen=True)
 class Cost:
-    """Shapes of one model (Qwen2.5-VL's layout) and what of it is trained."""
+    """The shape of one model and what of it is trained."""
 
-    text: Mapping[str, Any]
-    vision: Mapping[str, Any]
+    shape: Shape
     train: Train
-
-    @classmethod
-    def of(cls, config: Mapping[str, Any], train: Train) -> Cost:
-        """From config.json, nested or flat as the released ones are."""
-        text = config.get("text_config")
-        return cls(text if isinstance(text, Mapping) else config, config["vision_config"], train)
-
-    # ------------------------------------------------------------ per unit, forward
-
-    @property
-    def per_token(self) -> float:
-        """Products with the language model's weights, without the head."""
-        c, layers = self.text["hidden_size"], self.text["num_hidden_layers"]
-        heads = self.text["num_attention_heads"]
-        share = (self.text.get("num_key_value_heads") or heads) / heads
-        return layers * 2.0 * (2 * c * c + 2 * c * c * share + 3 * c * self.text["intermediate_size"])
-
-    @property
-    def per_target(self) -> float:
-        return 2.0 * self.text["hidden_size"] * self.text["vocab_size"]
-
-    @property
-    def per_patch(self) -> float:
-        """Patch embedding and the tower's blocks, without attention's two products."""
-        c, v = self.vision["hidden_size"], self.vision
-        pixels = v.get("in_channels", 3) * v.get("temporal_patch_size", 2) * v.get("patch_size", 14) ** 2
-        return 2.0 * c * pixels + v["depth"] * 2.0 * (4 * c * c + 3 * c * v["intermediate_size"])
-
-    @property
-    def merger_per_patch(self) -> float:
-        wide = self.vision["hidden_size"] * self._merge**2
-        return 2.0 * (wide * wide + wide * self.vision["out_hidden_size"]) / self._merge**2
-
-    @property
-    def _merge(self) -> int:
-        return self.vision.get("spatial_merge_size", 2)
 
     def _text_attention(self, table: Iterable[Sequence[int]]) -> float:
         """Causal: a segment of n tokens after s seen ones has n (n + 1) / 2 + n s pairs; two products a pair."""
@@ -85,16 +81,21 @@ class Cost:
         for _, length, _, parent in rows:
             seen.append(seen[parent] + rows[parent][1] if parent >= 0 else 0)
             pairs += length * (length + 1) / 2 + length * seen[-1]
-        return 4.0 * self.text["hidden_size"] * pairs * self.text["num_hidden_layers"]
+        return 4.0 * self.shape.text_width * pairs * self.shape.text_layers
 
     def _vision_attention(self, grids: Iterable[Sequence[int]]) -> float:
-        depth, full = self.vision["depth"], len(self.vision.get("fullatt_block_indexes", range(self.vision["depth"])))
-        side = self.vision.get("window_size", 112) // self.vision.get("patch_size", 14)
+        shape = self.shape
         whole = windowed = 0.0
         for t, h, w in grids:
             whole += t * (h * w) ** 2
-            windowed += t * _square_sum(h, side) * _square_sum(w, side)
-        return 4.0 * self.vision["hidden_size"] * (full * whole + (depth - full) * windowed)
+            windowed += t * _square_sum(h, shape.window) * _square_sum(w, shape.window)
+        return 4.0 * shape.vision_width * (shape.full_layers * whole + shape.windowed_layers * windowed)
+
+    def _language(self, num_tokens: int, num_targets: int) -> float:
+        """Products with the language model's weights, the head on target rows only."""
+        return 2.0 * (
+            num_tokens * self.shape.text_weights + num_targets * self.shape.hidden_size * self.shape.vocab_size
+        )
 
     # ------------------------------------------------------------ packs
 
@@ -105,26 +106,28 @@ class Cost:
         weight gradients, where the part itself is; attention has no weights and costs two.
         """
         rows = list(segments)
-        grids = [tuple(map(int, grid)) for grid in grids]
+        grids = [tuple(map(int, grid[:3])) for grid in grids]
         kept = [row for row in rows if int(row[2]) >= 0]
         num_tokens = sum(int(row[1]) for row in kept)
         num_patches = sum(t * h * w for t, h, w in grids)
         vision, merger, llm = self.train.vision, self.train.merger, self.train.llm
         before_llm = vision or merger or llm  # the embedding is the first thing that the language model trains
-        tower = num_patches * self.per_patch * (1 + 2 * vision) + self._vision_attention(grids) * (1 + 2 * vision)
-        merged = num_patches * self.merger_per_patch * (1 + (vision or merger) + merger)
-        language = (num_tokens * self.per_token + num_targets * self.per_target) * (1 + before_llm + llm)
+        tower = 2.0 * num_patches * self.shape.patch_weights * (1 + 2 * vision) + self._vision_attention(grids) * (
+            1 + 2 * vision
+        )
+        merged = 2.0 * num_patches * self.shape.merger_weights * (1 + (vision or merger) + merger)
+        language = self._language(num_tokens, num_targets) * (1 + before_llm + llm)
         language += self._text_attention(_only(rows)) * (1 + 2 * before_llm)
         return Flops(tower + merged, language)
 
     def forward(self, segments: Iterable[Sequence[int]], grids: Iterable[Sequence[int]], num_targets: int) -> Flops:
-        grids = [tuple(map(int, grid)) for grid in grids]
+        grids = [tuple(map(int, grid[:3])) for grid in grids]
         rows = list(segments)
         num_tokens = sum(int(row[1]) for row in rows if int(row[2]) >= 0)
         num_patches = sum(t * h * w for t, h, w in grids)
         return Flops(
-            num_patches * (self.per_patch + self.merger_per_patch) + self._vision_attention(grids),
-            num_tokens * self.per_token + num_targets * self.per_target + self._text_attention(_only(rows)),
+            2.0 * num_patches * (self.shape.patch_weights + self.shape.merger_weights) + self._vision_attention(grids),
+            self._language(num_tokens, num_targets) + self._text_attention(_only(rows)),
         )
 
 

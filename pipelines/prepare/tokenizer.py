@@ -132,22 +132,17 @@ def train(texts: Iterable[str], vocab_size: int, family: Family) -> tokenizers.T
 
 def config_files(family: Family, recipe: Recipe) -> dict[str, str]:
     """tokenizer_config.json with the chat template, and special_tokens_map.json."""
-    marks = family.markers
     stages = recipe.stages.named()
     template = family.processor_files(next(iter(stages.values())).pixels).get("chat_template.jinja")
-    named = {"eos_token": marks.im_end, "pad_token": marks.eos}
+    settings = family.tokenizer_settings()
+    named = {key: settings[key] for key in ("bos_token", "eos_token", "pad_token") if settings.get(key)}
     config = {
-        "tokenizer_class": "Qwen2Tokenizer",
-        "add_bos_token": False,
-        "add_prefix_space": False,
-        "bos_token": None,
-        "clean_up_tokenization_spaces": False,
         "errors": "replace",
         "model_max_length": max(stage.packing.length for stage in stages.values()),
         "split_special_tokens": False,
         "unk_token": None,
         "additional_special_tokens": list(family.special_tokens),
-        **named,
+        **settings,
         **({"chat_template": template} if template else {}),
     }
     map_ = {**named, "additional_special_tokens": list(family.special_tokens)}

@@ -12,7 +12,7 @@ from PIL import Image as Pil
 from tests.after.builders import a_family, a_question, a_tokenizer
 from tests.before.test_init import a_recipe, write_captions
 from trainer import handover, storage
-from trainer.after import decode, export, losses, opening
+from trainer.after import decode, export, losses
 from trainer.after.decode import Ask
 from trainer.after.prompts import Prompt, as_prompt
 from trainer.data.encode import encode
@@ -20,6 +20,7 @@ from trainer.data.layout import Fit, layout, rules_of
 from trainer.errors import UsageError
 from trainer.models import config as configs
 from trainer.models import hub
+from trainer.models.family import parts_of
 from trainer.recipe import Recipe
 from trainer.step.packed import place
 
@@ -71,7 +72,7 @@ def test_logits_equal_the_trainers(exported: tuple[Recipe, str, Any, Any]):
     found = encode(sample, layout(sample, 0, Fit(), rules), media, rules)
     own = family.build(dtype=torch.float32, attn_implementation="segments")
     hub.load(own, storage.join(out, "stage1", "model"), family, dtype=torch.float32)
-    packed = losses.PackedModel(own, opening.parts_of(family), mean=family.image_mean, std=family.image_std)
+    packed = losses.PackedModel(own, parts_of(family), mean=family.image_mean, std=family.image_std)
     batch = losses.pack_batch([found], ["x"], length=len(found.ids), pad_id=0, patch_width=1176, pack=0)
     with torch.inference_mode():
         ours = own.lm_head(packed.hidden(place(batch, packed, "cpu")))

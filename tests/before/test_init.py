@@ -14,7 +14,7 @@ from trainer.before import init, language, vision
 from trainer.data import media as images
 from trainer.data.shards import ShardWriter
 from trainer.errors import DataError, UsageError
-from trainer.models.family import load_family
+from trainer.models.family import Grid, load_family, parts_of
 from trainer.recipe import Recipe
 from trainer.resolve import load_recipe
 
@@ -47,8 +47,8 @@ def some_pairs(count: int, seed: int) -> tuple[list[vision.Pair], list[int]]:
     for number in range(count):
         colour = number % len(COLOURS)
         _, (data,) = a_caption("x", list(COLOURS)[colour], seed=seed * 1000 + number)
-        picture = images.decode_image(data, 84, 84)
-        pairs.append(vision.Pair(a_family().patchify(picture[None]), (1, 6, 6), (0, 1, 2 + colour)))
+        patches = a_family().image_patches(images.upright(data), Grid(1, 6, 6, 84, 84))
+        pairs.append(vision.Pair(patches, (1, 6, 6), (0, 1, 2 + colour)))
         wanted.append(colour)
     return pairs, wanted
 
@@ -121,7 +121,7 @@ def test_rows_continue_each_other():
 def test_the_language_model_equals_the_text_part_of_the_whole_model():
     """What is trained as a plain Qwen2 is what the vision-language model runs: the same logits for text."""
     family = a_family()
-    model = language.build_llm(language.llm_config(family.export_config()), seed=5).eval()
+    model = parts_of(family).language_model(family.export_config(), seed=5)[0].eval()
     whole = family.build(dtype=torch.float32).eval()
     own = dict(model.named_parameters())
     for name, parameter in whole.named_parameters():
@@ -197,6 +197,4 @@ def test_a_recipe_that_names_no_text_is_refused(tmp_path):
 
 
 def test_the_family_has_a_torch_module_beside_it():
-    from trainer.after.opening import parts_of
-
     assert hasattr(parts_of(load_family("qwen2_5_vl", a_config())), "plan_vision")

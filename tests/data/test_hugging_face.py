@@ -131,7 +131,7 @@ def test_torchvisions_resizing_differs_by_levels_not_by_content():
     data = an_image(300, 200)
     family = a_family()
     grid = family.image_grid(300, 200, min_pixels=PIXELS.image_min, max_pixels=PIXELS.image_max)
-    ours = normalised(family.patchify(media.decode_image(data, grid.width, grid.height)[None]))
+    ours = normalised(family.image_patches(media.upright(data), grid))
     fast = Qwen2VLImageProcessor(size={"shortest_edge": PIXELS.image_min, "longest_edge": PIXELS.image_max})
     theirs = fast(Picture.open(io.BytesIO(data)).convert("RGB"), return_tensors="np")["pixel_values"]
     difference = np.abs(ours - theirs)
@@ -146,7 +146,7 @@ def test_a_channel_swap_would_be_seen(processor):
     grid = family.image_grid(90, 70, min_pixels=PIXELS.image_min, max_pixels=PIXELS.image_max)
     frames = media.decode_image(data, grid.width, grid.height)[None]
     want = processor.image_processor(Picture.open(io.BytesIO(data)), return_tensors="np")["pixel_values"]
-    assert np.abs(normalised(family.patchify(frames[..., ::-1])) - want).max() > 0.5
+    assert np.abs(normalised(family.video_patches(frames[..., ::-1], grid)) - want).max() > 0.5
 
 
 @pytest.mark.parametrize("variant, frames", [(0, (0, 5, 10, 15)), (1, (0, 5, 10, 15))])

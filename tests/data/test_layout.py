@@ -9,7 +9,7 @@ import pytest
 
 from tests.data import builders
 from tests.data.builders import a_sample, a_tokenizer, a_video, an_image, says, some_rules
-from trainer.data import order, render
+from trainer.data import objects, order, render
 from trainer.data.coordinates import Convention
 from trainer.data.encode import encode
 from trainer.data.layout import Drop, Fit, Fitted, Rules, fit_sample, layout, variant_of, varies
@@ -179,7 +179,7 @@ def test_the_variant_picks_the_form_of_points_and_times():
     event = Objects(media=0, objects=(Object(label="e", at=Span(start_s=62.5, end_s=132)),))
     assert rendered(event, 0) == '[{"start":"62.5 seconds","end":"132.0 seconds","label":"e"}]'
     assert json.loads(rendered(event, 1))[0]["end"] == "00:02:12:00"
-    assert render.hmsf(132.5, 30) == "00:02:12:15"
+    assert objects.hmsf(132.5, 30) == "00:02:12:15"
 
 
 def test_a_page_is_qwenvl_html_with_escaped_content():

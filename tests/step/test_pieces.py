@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from tests.step.builders import a_batch, a_config, a_family, a_sequence
+from tests.step.builders import a_batch, a_family, a_sequence
 from tests.step.test_packed import a_packed_model
 from trainer.errors import FreezeError, UsageError
 from trainer.flops import Cost
@@ -241,7 +241,7 @@ def counted_forward(batch: Any) -> int:
 def test_operations_are_those_that_torch_counts() -> None:
     """Every linear layer to the last operation; torch's counter does not know attention on CPU."""
     batch = a_batch([a_sequence(1, grid=(1, 8, 8)), a_sequence(2, text=19)])
-    cost = Cost.of(a_config(), Train(vision=True, merger=True, llm=True))
+    cost = Cost(a_family().shape(), Train(vision=True, merger=True, llm=True))
     segments, grids = batch.segments.tolist(), batch.grid_thw.tolist()
     forward = cost.forward(segments, grids, len(batch.label_ids))
     attention = cost._text_attention(segments) + cost._vision_attention(grids)
@@ -249,7 +249,7 @@ def test_operations_are_those_that_torch_counts() -> None:
 
 
 def test_attention_is_counted_by_pairs_of_tokens_that_see_each_other() -> None:
-    cost = Cost.of(a_config(), Train(vision=True, merger=True, llm=True))
+    cost = Cost(a_family().shape(), Train(vision=True, merger=True, llm=True))
     layers, width = 2, 48
     pairs = (4 * 5 // 2) + (3 * 4 // 2 + 3 * 4) + (2 * 3 // 2 + 2 * 4)  # a prompt of 4, answers of 3 and 2
     assert cost._text_attention([(0, 4, 0, -1), (4, 3, 0, 0), (7, 2, 0, 0)]) == 4 * width * layers * pairs
@@ -258,7 +258,7 @@ def test_attention_is_counted_by_pairs_of_tokens_that_see_each_other() -> None:
 
 
 def test_windows_and_packing_do_not_inflate_the_count() -> None:
-    cost = Cost.of(a_config(), Train(vision=True, merger=True, llm=True))
+    cost = Cost(a_family().shape(), Train(vision=True, merger=True, llm=True))
     two = cost.forward([(0, 50, 0, -1), (50, 50, 1, -1)], [], 0).llm
     one = cost.forward([(0, 100, 0, -1)], [], 0).llm
     assert two < one and cost.forward([(0, 100, -1, -1)], [], 0).total == 0
@@ -273,7 +273,7 @@ def test_windows_and_packing_do_not_inflate_the_count() -> None:
     ],
 )
 def test_frozen_parts_cost_less(train: dict[str, bool], vision: int, llm: int) -> None:
-    cost = Cost.of(a_config(), Train(**train))
+    cost = Cost(a_family().shape(), Train(**train))
     grids, table = [(1, 8, 8)], [(0, 40, 0, -1)]
     whole, forward = cost.pack(table, grids, 10), cost.forward(table, grids, 10)
     assert whole.vision / forward.vision == pytest.approx(vision, rel=0.01)

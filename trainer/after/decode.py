@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from trainer.after.prompts import Prompt
+from trainer.models.family import Family, Parts, parts_of
 
 MAX_CACHE_TOKENS = 128 * 1024
 """Tokens of key-value cache in one batch: prompts longer than expected make smaller batches, not a lack of memory."""
@@ -49,7 +50,7 @@ class Completion:
 
 
 @torch.inference_mode()
-def complete(model: nn.Module, asks: Sequence[Ask], sampling: Sampling, family: Any) -> list[list[Completion]]:
+def complete(model: nn.Module, asks: Sequence[Ask], sampling: Sampling, family: Family) -> list[list[Completion]]:
     """Completions per ask, in order of its seeds. `model` is transformers' own, in eval mode."""
     found: list[list[Completion]] = [[] for _ in asks]
     for batch in _batches(asks, sampling.max_new_tokens):
@@ -73,35 +74,44 @@ def _batches(asks: Sequence[Ask], new_tokens: int) -> Iterator[list[int]]:
         yield batch
 
 
-def _batch(model: nn.Module, asks: Sequence[Ask], sampling: Sampling, family: Any) -> list[list[Completion]]:
+def _batch(model: nn.Module, asks: Sequence[Ask], sampling: Sampling, family: Family) -> list[list[Completion]]:
     read = [_read(model, ask.prompt, family) for ask in asks]
     repeats = [len(ask.seeds) for ask in asks]
     cache, seen = _side_by_side([caches for caches, _ in read], repeats)
     logits = torch.cat([logits.expand(n, -1) for (_, logits), n in zip(read, repeats, strict=True)])
-    positions = torch.tensor([ask.prompt.next_position for ask in asks for _ in ask.seeds], device=logits.device)
+    places = [(len(ask.prompt.ids), ask.prompt.next_position) for ask in asks for _ in ask.seeds]
+    positions = torch.tensor(places, device=logits.device)
     draws = np.stack(
         [np.random.default_rng(seed).random(sampling.max_new_tokens) for ask in asks for seed in ask.seeds]
     )
-    tokens = _decode(model, cache, seen, logits, positions, torch.from_numpy(draws).to(logits.device), sampling)
+    tokens = _decode(model, family, cache, seen, logits, positions, torch.from_numpy(draws).to(logits.device), sampling)
     rows = iter(tokens.tolist())
     return [[_completion(next(rows), sampling.stop) for _ in ask.seeds] for ask in asks]
 
 
-def _read(model: nn.Module, prompt: Prompt, family: Any) -> tuple[DynamicCache, Tensor]:
+def _read(model: nn.Module, prompt: Prompt, family: Family) -> tuple[DynamicCache, Tensor]:
     """The cache of one prompt, and the logits [1, V] after its last token."""
     device = next(model.parameters()).device
-    language: Any = model.model.language_model  # type: ignore[union-attr]
-    embeddings = language.embed_tokens(torch.from_numpy(prompt.ids).to(device))
+    parts = parts_of(family)
+    embeddings = parts.embed_tokens(model, torch.from_numpy(prompt.ids).to(device))
+    deeper, index = (), None
     if len(prompt.grid_thw):
         pixels = normalised(torch.from_numpy(prompt.patches).to(device), family).to(embeddings.dtype)
-        grid = torch.from_numpy(prompt.grid_thw).to(device)
-        pictures = model.model.visual(pixels, grid_thw=grid).pooler_output  # type: ignore[union-attr, operator]
+        pictures, *deeper = parts.see(model, pixels, torch.from_numpy(prompt.grid_thw).to(device))
         index = torch.from_numpy(prompt.visual_index).to(device)
         embeddings = embeddings.index_copy(0, index, pictures.to(embeddings.dtype))
-    positions = torch.from_numpy(prompt.position_ids[1:, None]).to(device)
+    positions = torch.from_numpy(prompt.position_ids[:, None]).to(device)
     cache = DynamicCache()
-    hidden = language(inputs_embeds=embeddings[None], position_ids=positions, past_key_values=cache, use_cache=True)
-    return cache, model.lm_head(hidden.last_hidden_state[:, -1]).float()  # type: ignore[operator]
+    hidden = parts.read(
+        model, embeddings[None], positions, mask=None, cache=cache, deeper=tuple(deeper), visual_index=index
+    )
+    return cache, _logits(model, parts, hidden)
+
+
+def _logits(model: nn.Module, parts: Parts, hidden: Tensor) -> Tensor:
+    """float32[B, V] after the last token."""
+    head: Any = parts.head_of(model)
+    return head(hidden[:, -1]).float()
 
 
 def _side_by_side(caches: Sequence[DynamicCache], repeats: Sequence[int]) -> tuple[DynamicCache, Tensor]:
@@ -124,6 +134,7 @@ def _side_by_side(caches: Sequence[DynamicCache], repeats: Sequence[int]) -> tup
 
 def _decode(
     model: nn.Module,
+    family: Family,
     cache: DynamicCache,
     seen: Tensor,
     logits: Tensor,
@@ -131,8 +142,10 @@ def _decode(
     draws: Tensor,
     sampling: Sampling,
 ) -> Tensor:
-    """int64[B, up to max_new_tokens]; what follows a stop token is to be ignored."""
-    language: Any = model.model.language_model  # type: ignore[union-attr]
+    """int64[B, up to max_new_tokens]; what follows a stop token is to be ignored. positions int64[B, 2]: place of the
+    first new token, and its rotary id."""
+    parts = parts_of(family)
+    rows = positions[:, [0, 1, 1, 1]].T[:, :, None]
     seen = seen.to(logits.device)
     stop = torch.tensor(sampling.stop, device=logits.device)
     done = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
@@ -144,14 +157,9 @@ def _decode(
         if step + 1 == sampling.max_new_tokens or bool(done.all()):
             break
         seen = torch.cat([seen, seen.new_ones(len(seen), 1)], dim=1)
-        hidden = language(
-            inputs_embeds=language.embed_tokens(token[:, None]),
-            position_ids=(positions + step)[None, :, None].expand(3, -1, -1),
-            attention_mask=seen,
-            past_key_values=cache,
-            use_cache=True,
-        )
-        logits = model.lm_head(hidden.last_hidden_state[:, -1]).float()  # type: ignore[operator]
+        embeddings = parts.embed_tokens(model, token[:, None])
+        hidden = parts.read(model, embeddings, rows + step, mask=seen, cache=cache)
+        logits = _logits(model, parts, hidden)
     return torch.stack(tokens, dim=1)
 
 
@@ -180,7 +188,7 @@ def _completion(ids: list[int], stop: tuple[int, ...]) -> Completion:
     return Completion(tuple(ids), "length")
 
 
-def normalised(patches: Tensor, family: Any) -> Tensor:
+def normalised(patches: Tensor, family: Family) -> Tensor:
     """uint8[P, 3 * pixels of a channel] -> float, per channel as the family's processor does."""
     mean = torch.tensor(family.image_mean, device=patches.device)[:, None]
     std = torch.tensor(family.image_std, device=patches.device)[:, None]

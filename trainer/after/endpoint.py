@@ -27,7 +27,7 @@ from trainer.after.prompts import paired
 from trainer.data import media as images
 from trainer.data import video
 from trainer.data.layout import Drop, Layout, Rules, fit_sample
-from trainer.data.render import render_prompt
+from trainer.data.render import message_pieces
 from trainer.data.sample import Sample
 from trainer.errors import DataError, QwenVLError
 from trainer.recipe import Sampling
@@ -138,41 +138,21 @@ def messages_of(sample: Sample, media: Sequence[bytes], variant: int, rules: Rul
     sizes = {span.media: (span.grid.width, span.grid.height) for span in fitted.layout.spans if span.grid}
     found = []
     for message in prompt_of(sample):
-        spoken = message.model_copy(update={"role": "user"})  # the renderer leaves out what an assistant says last
-        alone = sample.model_copy(update={"messages": (spoken,), "kind": "instruction"})
         content: Content = []
-        bare: Any = _Bare(rules.family)
-        for piece in render_prompt(alone, variant, bare, lambda index: sizes[index]):
+        for piece in message_pieces(sample, message, variant, rules.family, lambda index: sizes[index]):
             if piece.kind == "text":
                 content.append({"type": "text", "text": piece.text})
             elif piece.kind in ("image", "video"):
                 content += _pictures(sample, piece.media, media[piece.media], fitted.layout)
-        found.append({"role": message.role, "content": _joined(content, "user")})
+        found.append({"role": message.role, "content": _joined(content)})
     return found
 
 
-class _Bare:
-    """A family without a default system message: the endpoint writes its own template."""
-
-    default_system = None
-
-    def __init__(self, family: Any):
-        self._family = family
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._family, name)
-
-
-def _joined(content: Content, role: str) -> Content | str:
-    """Without the template's words around the content: the first piece names the role, the last ends the turn."""
-    texts = [item for item in content if item["type"] == "text"]
-    assert texts and texts[0]["text"] == f"{role}\n"
-    inner = content[content.index(texts[0]) + 1 :]
-    while inner and inner[-1]["type"] == "text" and inner[-1]["text"] in ("\n", "assistant\n"):
-        inner = inner[:-1]
-    if all(item["type"] == "text" for item in inner):
-        return "".join(item["text"] for item in inner)
-    return inner
+def _joined(content: Content) -> Content | str:
+    """Text alone is one string."""
+    if all(item["type"] == "text" for item in content):
+        return "".join(item["text"] for item in content)
+    return content
 
 
 def _pictures(sample: Sample, index: int, data: bytes, layout: Layout) -> Content:

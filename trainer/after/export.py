@@ -81,7 +81,7 @@ def small_files(recipe: Recipe, out: str, result: StageResult) -> dict[str, str]
         {
             "bos_token_id": tokenizer.id(family.markers.eos),
             "do_sample": False,
-            "eos_token_id": [tokenizer.id(family.markers.im_end), tokenizer.id(family.markers.eos)],
+            "eos_token_id": [tokenizer.id(family.markers.turn_end), tokenizer.id(family.markers.eos)],
             "pad_token_id": tokenizer.id(family.markers.eos),
         }
     )
@@ -95,19 +95,7 @@ def _tokenizer_files(folder: str, tokenizer: Tokenizer, family: Family) -> dict[
     files = {"tokenizer.json": storage.read_bytes(storage.join(folder, "tokenizer.json")).decode()}
     known = "tokenizer_config.json"
     stored = storage.read_json(storage.join(folder, known)) if known in names else {}
-    marks = family.markers
-    defaults = {
-        "tokenizer_class": "Qwen2TokenizerFast",
-        "add_prefix_space": False,
-        "clean_up_tokenization_spaces": False,
-        "eos_token": marks.im_end,
-        "pad_token": marks.eos,
-        "model_max_length": 131072,
-        "image_token": marks.image_pad,
-        "video_token": marks.video_pad,
-        "vision_start_token": marks.vision_start,
-        "vision_end_token": marks.vision_end,
-    }
+    defaults = {**family.tokenizer_settings(), "model_max_length": 131072}
     files[known] = _json({**defaults, **stored})
     for name in ("vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json"):
         if name in names:

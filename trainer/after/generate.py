@@ -144,7 +144,7 @@ def own_answers(
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         max_new_tokens=sampling.max_new_tokens,
-        stop=(tokenizer.id(marks.im_end), tokenizer.id(marks.eos)),
+        stop=(tokenizer.id(marks.turn_end), tokenizer.id(marks.eos)),
     )
     completions = decode.complete(model, [ask for _, ask in asks], settings, rules.family)  # type: ignore[arg-type]
     for (request, ask), completed in zip(asks, completions, strict=True):

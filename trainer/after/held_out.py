@@ -119,12 +119,12 @@ def with_media_of(item: Item, donor: Item) -> Encoded:
         file, data = donor.sample.media[span.media], donor.media[span.media]
         width, height = span.grid.width, span.grid.height
         if file.kind == "image":
-            frames = images.decode_image(data, width, height, where=donor.name)[None]
+            parts.append(item.rules.family.image_patches(images.upright(data, where=donor.name), span.grid))
         else:
             last = max(item.sample.media[span.media].num_frames - 1, 1)
             numbers = tuple(round(number * (file.num_frames - 1) / last) for number in span.frames)
             frames = video.decode_video(data, numbers, file.fps, width, height, where=donor.name)
-        parts.append(item.rules.family.patchify(frames))
+            parts.append(item.rules.family.video_patches(frames, span.grid))
     patches = np.concatenate(parts)
     assert patches.shape == item.encoded.patches.shape
     return replace(item.encoded, patches=patches)

@@ -9,17 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import ModuleType
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from trainer.after.opening import parts_of
 from trainer.data.batch import pack_batch
 from trainer.data.encode import Encoded
-from trainer.models.family import Family
+from trainer.models.family import Family, Parts, parts_of
 from trainer.step.loss import segment_sums
 from trainer.step.packed import PackedModel, place
 
@@ -49,12 +48,11 @@ def packed_model(model: nn.Module, family: Family, *, blind: bool = False) -> Pa
     return PackedModel(own.eval(), _blind(parts) if blind else parts, mean=family.image_mean, std=family.image_std)
 
 
-def _blind(parts: ModuleType) -> ModuleType:
+def _blind(parts: Parts) -> Parts:
     def run_vision(*args: Any) -> tuple[torch.Tensor, ...]:
         return tuple(torch.zeros_like(output) for output in parts.run_vision(*args))
 
-    blind = ModuleType("blind")
-    vars(blind).update({**vars(parts), "run_vision": run_vision})
+    blind: Any = SimpleNamespace(**{**vars(parts), "run_vision": run_vision})
     return blind
 
 
@@ -69,8 +67,8 @@ def sample_losses(
         chosen = [samples[index] for index in members]
         used = sum(len(sample.ids) for sample in chosen)
         names = [str(index) for index in members]
-        width = chosen[0].patches.shape[1]
-        batch = pack_batch(chosen, names, length=used, pad_id=pad_id, patch_width=width, pack=-1)
+        width, columns = chosen[0].patches.shape[1], chosen[0].grid_thw.shape[1]
+        batch = pack_batch(chosen, names, length=used, pad_id=pad_id, patch_width=width, grid_columns=columns, pack=-1)
         pack = place(batch, model, device)  # type: ignore[arg-type]
         logp = model.token_logp(pack)
         sums = segment_sums(logp.double(), pack.label_segment, len(pack.segments)).tolist()

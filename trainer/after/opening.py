@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
 import importlib.util
 import os
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -20,14 +18,8 @@ from torch import nn
 from trainer import handover, storage
 from trainer.edge import code_of, told
 from trainer.errors import QwenVLError
-from trainer.models.family import Family
 from trainer.recipe import Recipe
 from trainer.resolve import load_recipe
-
-
-def parts_of(family: Family) -> ModuleType:
-    """The family's torch module (plan_vision, run_vision, ...), beside its file."""
-    return importlib.import_module(f"{type(family).__module__}_model")
 
 
 def asked(about: str | None, *required: str) -> tuple[Recipe, argparse.Namespace]:

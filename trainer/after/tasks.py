@@ -19,6 +19,7 @@ from trainer.after.prompts import Prompt, as_document_prompt, as_prompt, frame_o
 from trainer.after.scores import Frame
 from trainer.data.sample import Key, Sample
 from trainer.errors import DataError
+from trainer.models.family import Family
 
 MAX_HTML_TOKENS = 320
 MAX_HTML_TASKS = 12
@@ -62,7 +63,7 @@ def blindfolded(tasks: Sequence[Task]) -> list[Task]:
     return found
 
 
-def answer(model: nn.Module, tasks: Sequence[Task], family: object) -> list[str]:
+def answer(model: nn.Module, tasks: Sequence[Task], family: Family) -> list[str]:
     """Greedy answers, one a task."""
     if not tasks:
         return []
@@ -70,7 +71,7 @@ def answer(model: nn.Module, tasks: Sequence[Task], family: object) -> list[str]
     for budget in sorted({task.max_new_tokens for task in tasks}):
         members = [index for index, task in enumerate(tasks) if task.max_new_tokens == budget]
         tokenizer, marks = tasks[0].item.rules.tokenizer, tasks[0].item.rules.family.markers
-        sampling = decode.Sampling(0, 1, budget, (tokenizer.id(marks.im_end), tokenizer.id(marks.eos)))
+        sampling = decode.Sampling(0, 1, budget, (tokenizer.id(marks.turn_end), tokenizer.id(marks.eos)))
         asks = [Ask(tasks[index].prompt, (0,)) for index in members]
         for index, (one,) in zip(members, decode.complete(model, asks, sampling, family), strict=True):
             texts[index] = tokenizer.decode(list(one.ids))

@@ -31,7 +31,7 @@ from trainer.data.tokenizer import Tokenizer
 from trainer.errors import DataError, ModelError, UsageError
 from trainer.models import config as configs
 from trainer.models import files, hub, initial
-from trainer.models.family import Family, load_family
+from trainer.models.family import Family, load_family, parts_of
 from trainer.progress import Progress
 from trainer.recipe import GROUPS, Init, Pretrain, Recipe
 from trainer.resolve import digest, load_recipe, resolved
@@ -183,8 +183,7 @@ def _language(recipe: Recipe, out: str, uri: str) -> dict[str, float]:
     documents = [
         documents_of(out, name, tokenizer, end=tokenizer.id(family.markers.eos)) for name in _named(pretrain, "text")
     ]
-    config = language.llm_config(family.export_config())
-    model = language.build_llm(config, seed=recipe.seed)
+    model, config = parts_of(family).language_model(family.export_config(), seed=recipe.seed)
     progress = Progress("init: language model", pretrain.llm_steps, "steps")
     metrics = language.train_llm(
         model,
@@ -240,7 +239,7 @@ def _vision(recipe: Recipe, out: str, uri: str) -> dict[str, float]:
     pairs = [pair for name in _named(pretrain, "pairs") for pair in pairs_of(out, name, family, tokenizer)]
     torch.manual_seed(recipe.seed)
     # the language model is not run: one layer of it is enough
-    shallow = load_family(recipe.family, _shallow(family.export_config()))
+    shallow = load_family(recipe.family, family.with_one_layer())
     model = shallow.build(dtype=torch.float32, attn_implementation="segments")
     progress = Progress("init: vision tower", pretrain.vision_steps, "steps")
     metrics = vision.train_vision(
@@ -258,11 +257,6 @@ def _vision(recipe: Recipe, out: str, uri: str) -> dict[str, float]:
     return metrics
 
 
-def _shallow(config: Mapping[str, Any]) -> dict[str, Any]:
-    text = {key: value for key, value in config["text_config"].items() if key != "layer_types"}
-    return {**config, "text_config": {**text, "num_hidden_layers": 1}}
-
-
 def pairs_of(out: str, name: str, family: Family, tokenizer: Tokenizer) -> list[vision.Pair]:
     """Pictures with their captions, small, of the samples that have exactly one image."""
     found: list[vision.Pair] = []
@@ -276,9 +270,9 @@ def pairs_of(out: str, name: str, family: Family, tokenizer: Tokenizer) -> list[
             file = sample.media[0]
             grid = family.image_grid(file.width, file.height, min_pixels=1, max_pixels=vision.MAX_PIXELS)
             data = reader.media(shard, row)[0]
-            picture = images.decode_image(data, grid.width, grid.height, where=f"{name}/{sample.id}")
+            picture = images.upright(data, where=f"{name}/{sample.id}")
             tokens = tuple(sorted(set(tokenizer.encode(text))))
-            found.append(vision.Pair(family.patchify(picture[None]), (grid.t, grid.h, grid.w), tokens))
+            found.append(vision.Pair(family.image_patches(picture, grid), family.grid_row(grid), tokens))
             if len(found) == MAX_PAIRS:
                 break
     finally:

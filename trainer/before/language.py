@@ -11,8 +11,7 @@ Shapes: B rows of a step, T tokens of a row.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -25,43 +24,8 @@ ROW_TOKENS = 128
 WEIGHT_DECAY = 0.05
 WARMUP = 0.05
 CLIP = 1.0
-_SHARED = (
-    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
-    *("num_key_value_heads", "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps"),
-    *("attention_dropout", "bos_token_id", "eos_token_id", "pad_token_id"),
-)
-
 Report = Callable[[int, float], None]
 """(steps done, loss)"""
-
-
-def llm_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json of the language model inside a vision-language model's config: Qwen2 with plain rotary positions.
-
-    M-RoPE with three equal ids is exactly the plain rotation, so text-only training needs no sections. What the config
-    leaves out is filled in from the vision-language model's class: Qwen2's own defaults differ (rms_norm_eps).
-    """
-    from transformers import AutoConfig
-
-    given = {key: value for key, value in config.items() if key not in ("model_type", "architectures")}
-    text = AutoConfig.for_model(config["model_type"], **given).get_text_config().to_dict()
-    rope = {key: value for key, value in text["rope_parameters"].items() if key != "mrope_section"}
-    return {
-        **{key: text[key] for key in _SHARED},
-        "model_type": "qwen2",
-        "architectures": ["Qwen2ForCausalLM"],
-        "rope_parameters": rope,
-        "tie_word_embeddings": bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))),
-    }
-
-
-def build_llm(config: Mapping[str, Any], *, seed: int) -> nn.Module:
-    """A language model with random weights that depend on the seed alone."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    torch.manual_seed(seed)
-    content = {key: value for key, value in config.items() if key not in ("model_type", "architectures")}
-    return Qwen2ForCausalLM._from_config(Qwen2Config(**content), attn_implementation="sdpa")
 
 
 def train_llm(

@@ -13,16 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from trainer.after.decode import normalised
-from trainer.after.opening import parts_of
 from trainer.before.language import Report, ends, optimizer_of, update
 from trainer.errors import DataError
+from trainer.models.family import Family, parts_of
 
 MAX_PIXELS = 84 * 112
 """Of a picture here: small ones teach as much per picture in a fraction of the time; rotary positions carry over to
@@ -33,7 +32,8 @@ larger ones (Qwen-VL likewise starts at 224 px and goes on at 448 px)."""
 class Pair:
     patches: np.ndarray
     """uint8[P, 3 * temporal * patch * patch], as Family.patchify gives them."""
-    grid: tuple[int, int, int]
+    grid: tuple[int, ...]
+    """As Family.grid_row gives it."""
     tokens: tuple[int, ...]
     """Of the caption."""
 
@@ -41,7 +41,7 @@ class Pair:
 class Classifier(nn.Module):
     """The tower with the head that is thrown away."""
 
-    def __init__(self, model: nn.Module, family: Any, weights: Tensor):
+    def __init__(self, model: nn.Module, family: Family, weights: Tensor):
         """
         Args:
             model: the family's torch model, built with attn_implementation="segments".
@@ -49,24 +49,15 @@ class Classifier(nn.Module):
         """
         super().__init__()
         self.model, self.parts = model, parts_of(family)
-        hidden_size = int(family.config["vision_config"]["hidden_size"])
-        self.head = nn.Sequential(nn.LayerNorm(hidden_size), nn.Linear(hidden_size, len(weights)))
+        width = family.shape().vision_width
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, len(weights)))
         self.weights = nn.Buffer(weights, persistent=False)
 
     def pooled(self, pixels: Tensor, grid: Tensor) -> Tensor:
         """float[B, D]: the mean of each picture's patch features before the merger."""
         plan = self.parts.plan_vision(self.model, grid, pixels.device)
-        hidden = self.model.model.visual(  # type: ignore[union-attr, operator]
-            pixels,
-            grid_thw=plan.grid_thw,
-            position_ids=plan.position_ids,
-            cu_seqlens=plan.cu_seqlens,
-            window_index=plan.window_index,
-            cu_window_seqlens=plan.cu_window_seqlens,
-            blocks=plan.blocks,
-        ).last_hidden_state
-        sizes = grid.prod(dim=1)
-        # in window order, which keeps the patches of one picture together
+        hidden = self.parts.tower(self.model, pixels, plan)
+        sizes = grid[:, :3].prod(dim=1)
         owner = torch.repeat_interleave(torch.arange(len(grid)), sizes).to(hidden.device)
         total = hidden.new_zeros(len(grid), hidden.shape[1]).index_add(0, owner, hidden)
         return total / sizes[:, None].to(hidden)
@@ -80,7 +71,7 @@ class Classifier(nn.Module):
 
 def train_vision(
     model: nn.Module,
-    family: Any,
+    family: Family,
     pairs: Sequence[Pair],
     *,
     vocab_size: int,
@@ -133,8 +124,8 @@ def token_weights(captions: Sequence[Sequence[int]], vocab_size: int) -> Tensor:
     return torch.from_numpy(weights).float()
 
 
-def inputs_of(pairs: Sequence[Pair], family: Any, vocab_size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(pixels float[P, ...], grid int64[B, 3], bags float[B, V]) of some pairs."""
+def inputs_of(pairs: Sequence[Pair], family: Family, vocab_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(pixels float[P, ...], grid int64[B, G], bags float[B, V]) of some pairs."""
     patches = torch.from_numpy(np.concatenate([pair.patches for pair in pairs]))
     grid = torch.tensor([pair.grid for pair in pairs])
     bags = torch.zeros(len(pairs), vocab_size)
@@ -143,7 +134,7 @@ def inputs_of(pairs: Sequence[Pair], family: Any, vocab_size: int) -> tuple[Tens
     return normalised(patches, family), grid, bags
 
 
-def tower_state(model: nn.Module, family: Any) -> dict[str, Tensor]:
+def tower_state(model: nn.Module, family: Family) -> dict[str, Tensor]:
     """The trained tower's tensors by their names in released files (visual.*), without the merger."""
     return {
         family.hub_name(name): parameter.detach().clone().contiguous()

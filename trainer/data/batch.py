@@ -35,9 +35,9 @@ class PackedBatch:
     label_segment: Tensor
     """int32[T]"""
     patches: Tensor
-    """uint8[P, 3 * temporal * patch * patch]"""
+    """uint8[P, patch width]"""
     grid_thw: Tensor
-    """int64[M, 3]"""
+    """int64[M, G]: t, h, w in patches, then what else the family says of a grid"""
     visual_index: Tensor
     """int64[V]"""
     sample_ids: tuple[str, ...]
@@ -81,6 +81,7 @@ def pack_batch(
     pad_id: int,
     patch_width: int,
     pack: int,
+    grid_columns: int = 3,
 ) -> PackedBatch:
     """Samples one after the other; what is left of `length` is a segment of pad tokens without targets. No samples: an
     empty pack, which a group runs to stay in step with the others."""
@@ -88,7 +89,7 @@ def pack_batch(
     used = sum(len(sample.ids) for sample in samples)
     assert used <= length, f"{used} tokens in a pack of {length}"
     if used < length:
-        shifted.append(_padding(used, length - used, pad_id, patch_width))
+        shifted.append(_padding(used, length - used, pad_id, patch_width, grid_columns))
 
     def joined(name: str, axis: int = 0) -> Tensor:
         return torch.from_numpy(np.concatenate([getattr(part, name) for part in shifted], axis=axis))
@@ -134,7 +135,7 @@ def _shifted(samples: Sequence[Encoded]) -> list[Encoded]:
     return moved
 
 
-def without_targets(num_tokens: int, pad_id: int, patch_width: int) -> Encoded:
+def without_targets(num_tokens: int, pad_id: int, patch_width: int, grid_columns: int = 3) -> Encoded:
     """What stands in a skipped sample's place: as many tokens, no target, no picture."""
     nothing = np.zeros(0, np.int64)
     return Encoded(
@@ -145,11 +146,11 @@ def without_targets(num_tokens: int, pad_id: int, patch_width: int) -> Encoded:
         label_segment=nothing.astype(np.int32),
         segments=np.array([[0, num_tokens, 0, -1]], np.int32),
         patches=np.zeros((0, patch_width), np.uint8),
-        grid_thw=np.zeros((0, 3), np.int64),
+        grid_thw=np.zeros((0, grid_columns), np.int64),
         visual_index=nothing,
     )
 
 
-def _padding(start: int, num_tokens: int, pad_id: int, patch_width: int) -> Encoded:
-    empty = without_targets(num_tokens, pad_id, patch_width)
+def _padding(start: int, num_tokens: int, pad_id: int, patch_width: int, grid_columns: int) -> Encoded:
+    empty = without_targets(num_tokens, pad_id, patch_width, grid_columns)
     return replace(empty, segments=np.array([[start, num_tokens, PADDING, -1]], np.int32))

@@ -15,29 +15,46 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Convention:
-    """absolute: Qwen2.5-VL; thousand: Qwen-VL, Qwen2-VL, Qwen3-VL; unit: LLaVA."""
+    """absolute: Qwen2.5-VL; thousand: Qwen-VL, Qwen2-VL, Qwen3-VL; unit: LLaVA-1.6; square: LLaVA-1.5, 0-1 on the
+    picture padded to a square, the picture in its middle."""
 
-    kind: Literal["absolute", "thousand", "unit"]
+    kind: Literal["absolute", "thousand", "unit", "square"]
 
     def _scale(self, resized: int) -> float:
-        return {"absolute": float(resized), "thousand": 1000.0, "unit": 1.0}[self.kind]
+        return {"absolute": float(resized), "thousand": 1000.0, "unit": 1.0, "square": 1.0}[self.kind]
 
     def to_model(self, x: float, y: float, original: Size, resized: Size) -> tuple[float, float] | tuple[int, int]:
         """A point of the original file as the model reads and writes it, clamped to the picture.
 
-        Integers for absolute and thousand; two decimals for unit, as LLaVA's data has them.
+        Integers for absolute and thousand; two decimals for unit and square, as LLaVA's data has them.
         """
-        fx = min(max(x / original[0], 0.0), 1.0) * self._scale(resized[0])
-        fy = min(max(y / original[1], 0.0), 1.0) * self._scale(resized[1])
-        if self.kind == "unit":
+        (left, top), canvas = self._canvas(original)
+        x, y = min(max(x, 0.0), float(original[0])), min(max(y, 0.0), float(original[1]))
+        fx = (x + left) / canvas[0] * self._scale(resized[0])
+        fy = (y + top) / canvas[1] * self._scale(resized[1])
+        if self.kind in ("unit", "square"):
             return round(fx, 2), round(fy, 2)
         return _nearest(fx), _nearest(fy)
 
     def to_original(self, x: float, y: float, original: Size, resized: Size) -> tuple[float, float]:
         """A point that the model wrote, in pixels of the original file, clamped to the picture."""
-        fx = min(max(x / self._scale(resized[0]), 0.0), 1.0)
-        fy = min(max(y / self._scale(resized[1]), 0.0), 1.0)
-        return fx * original[0], fy * original[1]
+        (left, top), canvas = self._canvas(original)
+        fx = x / self._scale(resized[0]) * canvas[0] - left
+        fy = y / self._scale(resized[1]) * canvas[1] - top
+        return min(max(fx, 0.0), float(original[0])), min(max(fy, 0.0), float(original[1]))
+
+    def screen(self, resized: Size) -> Size:
+        """The size of a picture in the units that are written: what a tool's schema says of the screen."""
+        side = round(self._scale(0))
+        return resized if self.kind == "absolute" else (side, side)
+
+    def _canvas(self, original: Size) -> tuple[tuple[int, int], Size]:
+        """Where the picture begins on what coordinates are relative to, and the size of that. LLaVA's expand2square
+        pads (difference // 2) before."""
+        if self.kind != "square":
+            return (0, 0), original
+        side = max(original)
+        return ((side - original[0]) // 2, (side - original[1]) // 2), (side, side)
 
 
 def _nearest(value: float) -> int:

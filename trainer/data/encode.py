@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
@@ -34,9 +35,9 @@ class Encoded:
     segments: np.ndarray
     """int32[S, 4]: start, length, sample 0, parent"""
     patches: np.ndarray
-    """uint8[P, 3 * temporal * patch * patch]"""
+    """uint8[P, patch width]"""
     grid_thw: np.ndarray
-    """int64[M, 3]"""
+    """int64[M, G]: t, h, w in patches, then what else the family says of a grid (Family.grid_row)"""
     visual_index: np.ndarray
     """int64[V]: rows of ids that take the M media's embeddings, in order"""
 
@@ -49,10 +50,14 @@ def encode(sample: Sample, layout: Layout, media_bytes: Sequence[bytes], rules: 
     where = where or f"{sample.source}/{sample.id}"
     ids, visual = _ids(layout, rules)
     rows, labels, owners = _labels(layout, ids)
-    pictures = [_patches(span, sample, media_bytes, rules, where) for span in layout.spans if span.grid is not None]
-    width = 3 * rules.family.temporal_patch_size * rules.family.patch_size**2
-    patches = np.concatenate(pictures) if pictures else np.zeros((0, width), np.uint8)
-    grids = [(span.grid.t, span.grid.h, span.grid.w) for span in layout.spans if span.grid is not None]
+    seen = [span for span in layout.spans if span.grid is not None]
+    pictures = [
+        patches
+        for index, spans in groupby(seen, key=lambda span: span.media)
+        for patches in _patches(index, list(spans), sample, media_bytes, rules, where)
+    ]
+    patches = np.concatenate(pictures) if pictures else np.zeros((0, rules.family.patch_width), np.uint8)
+    grids = [rules.family.grid_row(span.grid) for span in seen if span.grid is not None]
     found = (len(ids), len(patches), len(rows))
     if found != (layout.num_tokens, layout.num_patches, layout.num_targets):
         raise CountMismatch(
@@ -69,7 +74,7 @@ def encode(sample: Sample, layout: Layout, media_bytes: Sequence[bytes], rules: 
         label_segment=owners,
         segments=np.array(layout.segments, np.int32).reshape(-1, 4),
         patches=patches,
-        grid_thw=np.array(grids, np.int64).reshape(-1, 3),
+        grid_thw=np.array(grids, np.int64).reshape(len(grids), rules.family.grid_columns),
         visual_index=visual,
     )
 
@@ -89,7 +94,7 @@ def positions(layout: Layout, rules: Rules) -> np.ndarray:
 
 def _ids(layout: Layout, rules: Rules) -> tuple[np.ndarray, np.ndarray]:
     marks = rules.family.markers
-    pads = {"image": rules.tokenizer.id(marks.image_pad), "video": rules.tokenizer.id(marks.video_pad)}
+    pads = {"image": marks.image_pad, "video": marks.video_pad}
     ids = np.empty(layout.num_tokens, np.int64)
     visual: list[np.ndarray] = []
     at = 0
@@ -98,7 +103,7 @@ def _ids(layout: Layout, rules: Rules) -> tuple[np.ndarray, np.ndarray]:
         if span.grid is None:
             ids[at:end] = span.ids
         else:
-            ids[at:end] = pads[span.kind]
+            ids[at:end] = rules.tokenizer.id(pads[span.kind])
             visual.append(np.arange(at, end))
         at = end
     return ids, np.concatenate(visual) if visual else np.zeros(0, np.int64)
@@ -131,11 +136,13 @@ def _labels(layout: Layout, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np
     return np.concatenate(rows), ids[np.concatenate(at)], np.concatenate(owners)
 
 
-def _patches(span: Span, sample: Sample, media_bytes: Sequence[bytes], rules: Rules, where: str) -> np.ndarray:
-    assert span.grid is not None
-    file = sample.media[span.media]
-    place = f"{where}, media {span.media} ({file.origin or file.digest[:12]})"
-    if span.media >= len(media_bytes):
+def _patches(
+    index: int, spans: list[Span], sample: Sample, media_bytes: Sequence[bytes], rules: Rules, where: str
+) -> list[np.ndarray]:
+    """Of spans of one medium that follow each other: a video whose grid rows stand apart is decoded once."""
+    file = sample.media[index]
+    place = f"{where}, media {index} ({file.origin or file.digest[:12]})"
+    if index >= len(media_bytes):
         raise MediaError(
             "the sample's medium is missing",
             where=place,
@@ -143,9 +150,19 @@ def _patches(span: Span, sample: Sample, media_bytes: Sequence[bytes], rules: Ru
             got=len(media_bytes),
             do="prepare the source again",
         )
-    data, grid, size = media_bytes[span.media], span.grid, (file.width, file.height)
+    data, size = media_bytes[index], (file.width, file.height)
+    grids = [span.grid for span in spans if span.grid is not None]
     if file.kind == "image":
-        frames = images.decode_image(data, grid.width, grid.height, original=size, where=place)[None]
-    else:
-        frames = video.decode_video(data, span.frames, file.fps, grid.width, grid.height, original=size, where=place)
-    return rules.family.patchify(frames)
+        picture = images.upright(data, where=place)
+        images.check_size(picture.size, size, place)
+        return [rules.family.image_patches(picture, grid) for grid in grids]
+    numbers = [number for span in spans for number in span.frames]
+    if numbers != sorted(numbers):  # the same video, twice in a row
+        return [part for span in spans for part in _patches(index, [span], sample, media_bytes, rules, where)]
+    width, height = grids[0].width, grids[0].height
+    frames = video.decode_video(data, tuple(numbers), file.fps, width, height, original=size, where=place)
+    found, at = [], 0
+    for span, grid in zip(spans, grids, strict=True):
+        found.append(rules.family.video_patches(frames[at : at + len(span.frames)], grid))
+        at += len(span.frames)
+    return found

@@ -21,7 +21,7 @@ from typing import Any, Literal
 from trainer import resolve
 from trainer.data import render, video
 from trainer.data.order import id_hash, mix
-from trainer.data.render import Piece
+from trainer.data.pieces import Piece
 from trainer.data.sample import Media, Message, Sample, parts_of
 from trainer.data.tokenizer import Tokenizer
 from trainer.models.family import Family, Grid
@@ -151,7 +151,7 @@ def layout(sample: Sample, variant: int, fit: Fit, rules: Rules) -> Layout:
     """Pure. ValueError: an aspect ratio beyond the family's, or a message that the rendering has no place for."""
     sample = without_turns(sample, fit.turns, rules.rendering)
     seen = _Seen(sample, variant, fit, rules)
-    segments = render.render(sample, variant, rules.family, rules.rendering, seen.resized)
+    segments = render.render(sample, variant, rules.family, rules.rendering, seen.resized, seen.times)
     spans: list[Span] = []
     table: list[tuple[int, int, int, int]] = []
     start = num_targets = 0
@@ -191,6 +191,17 @@ class _Seen:
     def resized(self, index: int) -> tuple[int, int]:
         grid = self[index][0]
         return grid.width, grid.height
+
+    def times(self, index: int) -> tuple[float, ...]:
+        """Seconds of each row of a video's grid: the mean time of the frames that it shows."""
+        _, frames = self[index]
+        if frames is None:
+            return ()
+        size, fps = self.rules.family.temporal_patch_size, self.media[index].fps
+        numbers = frames.numbers
+        return tuple(
+            sum(numbers[at : at + size]) / len(numbers[at : at + size]) / fps for at in range(0, len(numbers), size)
+        )
 
 
 def _image(media: Media, seen: _Seen) -> Grid:
@@ -240,8 +251,11 @@ def _spans(pieces: Sequence[Piece], segment: int, rules: Rules, seen: _Seen) -> 
             spans.append(Span("text", segment, 1, (rules.tokenizer.id(piece.text),), piece.target))
         else:
             grid, frames = seen[piece.media]
-            count = rules.family.visual_tokens(grid)
             numbers, seconds = (frames.numbers, frames.seconds_per_grid) if frames else ((), 0.0)
+            if piece.row >= 0:
+                size = rules.family.temporal_patch_size
+                grid, numbers = replace(grid, t=1), numbers[piece.row * size : (piece.row + 1) * size]
+            count = rules.family.visual_tokens(grid)
             spans.append(Span(piece.kind, segment, count, (), False, piece.media, grid, numbers, seconds))
     flush()
     return spans

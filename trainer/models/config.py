@@ -15,7 +15,7 @@ from typing import Any
 from trainer import storage
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import ModelError, RecipeError
-from trainer.models.family import FAMILIES, Family, load_family
+from trainer.models.family import Family, load_family
 from trainer.recipe import Recipe
 
 CORPUS = "corpus"
@@ -36,24 +36,13 @@ def model_config(recipe: Recipe, out: str) -> dict[str, Any]:
     """config.json of the model that the run trains.
 
     Raises:
-        ModelError: there is no config, or the embedding is too small for the tokenizer.
+        ModelError: there is no config, it is of another family, or the embedding is too small for the tokenizer.
         DataError: the tokenizer lacks a token that the family needs.
     """
-    config = _stated(recipe)
     tokenizer = Tokenizer.load(tokenizer_uri(recipe, out))
-    markers = load_family(recipe.family, config).markers
-    text = config.get("text_config")
-    nested = text if isinstance(text, dict) else config  # released configs are flat
-    for key, token in (
-        ("image_token_id", markers.image_pad),
-        ("video_token_id", markers.video_pad),
-        ("vision_start_token_id", markers.vision_start),
-        ("vision_end_token_id", markers.vision_end),
-    ):
-        config[key] = tokenizer.id(token)
-    for at in {id(config): config, id(nested): nested}.values():
-        at["eos_token_id"], at["pad_token_id"] = tokenizer.id(markers.im_end), tokenizer.id(markers.eos)
-        at["bos_token_id"] = tokenizer.id(markers.eos)
+    family = load_family(recipe.family, _stated(recipe))
+    config = family.with_tokens(tokenizer.id)
+    nested = family.text_config(config)
     if recipe.model.base is None and "vocab_size" not in nested:
         nested["vocab_size"] = tokenizer.vocab_size
     if nested.get("vocab_size", tokenizer.vocab_size) < tokenizer.vocab_size:
@@ -83,13 +72,4 @@ def _stated(recipe: Recipe) -> dict[str, Any]:
             config = storage.read_json(uri)
         except FileNotFoundError:
             raise ModelError("no model config", where=uri, do="name a folder in Hugging Face layout") from None
-    found = config.get("model_type")
-    if found != recipe.family:
-        known = ", ".join(sorted(FAMILIES))
-        raise ModelError(
-            "the config is of another family",
-            where="model_type",
-            expected=f"{recipe.family} (known: {known})",
-            got=found,
-        )
     return config

@@ -1,8 +1,8 @@
 """What a model family provides: arithmetic and names, without torch.
 
 A family is a class with one instance per model config. Planner, loader, trainer and export all ask the same instance,
-so a count made from a header and a tensor made from pixels cannot disagree. What subclasses nn.Module is imported
-inside `build`.
+so a count made from a header and a tensor made from pixels cannot disagree. What subclasses nn.Module lies in the file
+X_model.py beside X.py (Parts, below) and is imported inside `build`.
 
     family = load_family("qwen2_5_vl", config, tokens_per_second=2)
     grid = family.image_grid(640, 480, min_pixels=3136, max_pixels=50176)
@@ -13,17 +13,27 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
+from PIL.Image import Image
 
+from trainer.data.chat import ChatTemplate
 from trainer.data.coordinates import Convention
+from trainer.data.objects import ObjectStyle
+from trainer.data.pieces import Piece, Shown
 from trainer.errors import RecipeError
+from trainer.flops import Shape
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import Cache
+
     from trainer.recipe import Pixels
+    from trainer.step.attention import Segment
+    from trainer.step.loss import Head
 
 Group = Literal["vision", "merger", "llm"]
 
@@ -37,19 +47,23 @@ class Grid:
     w: int
     width: int
     height: int
+    source: tuple[int, int] = (0, 0)
+    """Width and height of the original, where tokens or pixels depend on them besides the resized size."""
 
 
 @dataclass(frozen=True)
 class Markers:
-    """Token strings that rendering writes; never parsed out of a user's text."""
+    """Tokens that the frame itself writes or looks up; a chat template and a family write their own besides."""
 
-    im_start: str = "<|im_start|>"
-    im_end: str = "<|im_end|>"
     eos: str = "<|endoftext|>"
-    vision_start: str = "<|vision_start|>"
-    vision_end: str = "<|vision_end|>"
+    """Ends a document; pads."""
+    turn_end: str = "<|im_end|>"
+    """Ends an answer: generation stops there."""
     image_pad: str = "<|image_pad|>"
+    """Stands in each place that an image's features fill."""
     video_pad: str = "<|video_pad|>"
+    bos: str | None = None
+    """Begins a document."""
 
 
 class Placed(Protocol):
@@ -67,6 +81,8 @@ class Placed(Protocol):
 
 class Family(Protocol):
     name: str
+    model_type: str
+    """Of config.json."""
     config: dict[str, Any]
     """config.json as read, with what layout depends on filled in."""
     tokens_per_second: float
@@ -75,17 +91,28 @@ class Family(Protocol):
     plain_tokens: tuple[str, ...]
     """Added after them as whole tokens that are not special: text that spells one gives it, as in the released one."""
     markers: Markers
-    default_system: str | None
+    template: ChatTemplate
+    objects: ObjectStyle
     coordinates: Convention
     patch_size: int
     merge_size: int
     temporal_patch_size: int
+    patch_width: int
+    """Values of one patch: channels x frames x patch_size^2."""
+    grid_columns: int
+    """Length of grid_row."""
     image_mean: tuple[float, float, float]
     """Of pixels / 255, subtracted on the device."""
     image_std: tuple[float, float, float]
+    part_prefixes: tuple[str, ...]
+    """What hub names of a lone language model, vision tower or merger may lack."""
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], *, tokens_per_second: float | None) -> Family: ...
+    def from_config(cls, config: Mapping[str, Any], *, tokens_per_second: float | None) -> Family:
+        """ModelError for the config of another model, RecipeError for a setting that the family does not have."""
+        ...
+
+    # ---- media: counts from headers, patches from pixels. ValueError: an aspect ratio or a kind of medium beyond it
 
     def image_grid(self, width: int, height: int, *, min_pixels: int, max_pixels: int) -> Grid: ...
 
@@ -93,32 +120,159 @@ class Family(Protocol):
         self, num_frames: int, width: int, height: int, *, min_pixels: int, max_pixels: int, total_pixels: int
     ) -> Grid: ...
 
+    def grid_row(self, grid: Grid) -> tuple[int, ...]:
+        """t, h, w with t * h * w patches, then what else the vision plan needs to know."""
+        ...
+
     def visual_tokens(self, grid: Grid) -> int: ...
 
     def patches(self, grid: Grid) -> int: ...
 
-    def patchify(self, frames: np.ndarray) -> np.ndarray: ...
+    def image_patches(self, picture: Image, grid: Grid) -> np.ndarray:
+        """uint8[patches, patch_width] of an upright RGB picture; one of another size than the grid was made for is
+        resized to it."""
+        ...
 
-    def position_ids(self, spans: Sequence[Placed], *, start: int = 0, first: int = 0) -> np.ndarray: ...
+    def video_patches(self, frames: np.ndarray, grid: Grid) -> np.ndarray:
+        """The same of uint8[T, grid.height, grid.width, 3]."""
+        ...
+
+    # ---- text
+
+    def media_pieces(self, shown: Shown) -> list[Piece]:
+        """A medium with the tokens around it. ValueError: the family has no place for it."""
+        ...
+
+    def position_ids(self, spans: Sequence[Placed], *, start: int = 0, first: int = 0) -> np.ndarray:
+        """int64[4, L] of one segment: row 0 counts tokens from `first`, rows 1-3 are the rotary ids from `start` (three
+        equal rows where a token has one position)."""
+        ...
+
+    # ---- names
 
     def group_of(self, parameter_name: str) -> Group: ...
 
-    def constant(self, parameter_name: str) -> str | None: ...
+    def constant(self, parameter_name: str) -> str | None:
+        """Why a parameter is never trained whatever the recipe says; None: it can be."""
+        ...
 
     def hub_name(self, parameter_name: str) -> str: ...
 
     def model_name(self, hub_name: str) -> str: ...
 
+    # ---- model and export
+
     def build(self, *, dtype: Any, attn_implementation: str | None = None, init: bool = True) -> Any: ...
+
+    def text_config(self, config: dict[str, Any]) -> dict[str, Any]:
+        """The part of a config.json that describes the language model; may be the whole."""
+        ...
+
+    def with_tokens(self, id_of: Callable[[str], int]) -> dict[str, Any]:
+        """config.json with the ids that a tokenizer gives to the family's tokens."""
+        ...
+
+    def with_one_layer(self) -> dict[str, Any]:
+        """config.json with one layer of the language model: for a vision tower trained alone."""
+        ...
 
     def export_config(self) -> dict[str, Any]: ...
 
-    def processor_files(self, pixels: Pixels) -> dict[str, str]: ...
+    def processor_files(self, pixels: Pixels) -> dict[str, str]:
+        """Files that Hugging Face's processor needs beside the tokenizer: name -> content."""
+        ...
 
-    def layout_facts(self) -> dict[str, Any]: ...
+    def tokenizer_settings(self) -> dict[str, Any]:
+        """What of tokenizer_config.json follows from the family."""
+        ...
+
+    def shape(self) -> Shape: ...
+
+    def layout_facts(self) -> dict[str, Any]:
+        """Everything of the family that token counts, positions and pixels depend on: part of the plan's digest."""
+        ...
 
 
-FAMILIES: dict[str, str] = {"qwen2_5_vl": "trainer.models.qwen2_5_vl:Qwen25VL"}
+class Parts(Protocol):
+    """What the module X_model.py beside a family's file X.py has.
+
+    Shapes: L tokens, P patches, M media, G grid columns, N visual tokens, C hidden width, D vision width, B rows.
+    `plan` is whatever plan_vision returns: what host and device would otherwise wait for each other to derive.
+    """
+
+    def build(
+        self, config: Mapping[str, Any], *, dtype: Any, attn_implementation: str | None = None, init: bool = True
+    ) -> Any:
+        """attn_implementation "segments" is the trainer's; None transformers' default, for generation and export."""
+        ...
+
+    def exact_buffers(self, model: nn.Module) -> None:
+        """Compute again, in fp32, every buffer that a cast of the whole model rounds."""
+        ...
+
+    def dummy_grid(self, model: nn.Module) -> tuple[int, ...]:
+        """The grid row of the smallest picture, which keeps ranks in step where a pack has none."""
+        ...
+
+    def plan_vision(self, model: nn.Module, grids: Tensor, device: Any) -> Any:
+        """From int64[M, G] on the host."""
+        ...
+
+    def run_vision(self, model: nn.Module, pixels: Tensor, plan: Any) -> tuple[Tensor, ...]:
+        """Every output of the vision path that the language model may use: [N, C] first, then those of deeper layers.
+        Every trainable parameter of tower and merger takes part in them, whatever the grids."""
+        ...
+
+    def tower(self, model: nn.Module, pixels: Tensor, plan: Any) -> Tensor:
+        """Patch features before the merger [P, D], those of one medium together, media in order."""
+        ...
+
+    def embed_tokens(self, model: nn.Module, ids: Tensor) -> Tensor:
+        """int64[L] -> [L, C]."""
+        ...
+
+    def run_language(
+        self,
+        model: nn.Module,
+        embeddings: Tensor,
+        position_ids: Tensor,
+        segments: Sequence[Segment],
+        deeper: tuple[Tensor, ...],
+        visual_index: Tensor,
+    ) -> Tensor:
+        """[L, C] and int64[4, L] -> final hidden states [L, C]. `deeper` are run_vision's further outputs, for rows
+        `visual_index`; empty where the pack has no picture."""
+        ...
+
+    def head_of(self, model: nn.Module) -> Head: ...
+
+    def language_model(self, config: Mapping[str, Any], *, seed: int) -> tuple[nn.Module, dict[str, Any]]:
+        """A causal language model of the shape in a config.json, with random weights, as transformers has it alone;
+        and its own config.json."""
+        ...
+
+    def see(self, model: nn.Module, pixels: Tensor, grids: Tensor) -> tuple[Tensor, ...]:
+        """As run_vision, of a model with transformers' own attention: for generation."""
+        ...
+
+    def read(
+        self,
+        model: nn.Module,
+        embeddings: Tensor,
+        position_ids: Tensor,
+        *,
+        mask: Tensor | None,
+        cache: Cache,
+        deeper: tuple[Tensor, ...] = (),
+        visual_index: Tensor | None = None,
+    ) -> Tensor:
+        """[B, L, C] and int64[4, B, L] -> hidden states [B, L, C], with a key-value cache: for generation."""
+        ...
+
+
+FAMILIES: dict[str, str] = {
+    "qwen2_5_vl": "trainer.models.qwen2_5_vl:Qwen25VL",
+}
 """Family name -> module:class. A table and not imports: a family that a run does not use is not loaded."""
 
 
@@ -130,3 +284,8 @@ def load_family(name: str, config: Mapping[str, Any], *, tokens_per_second: floa
         raise RecipeError([("family", f"no family {name!r}; known are {sorted(FAMILIES)}{hint}")])
     module, cls = FAMILIES[name].split(":")
     return getattr(importlib.import_module(module), cls).from_config(config, tokens_per_second=tokens_per_second)
+
+
+def parts_of(family: Family) -> Parts:
+    """The family's torch side."""
+    return importlib.import_module(f"{type(family).__module__}_model")  # type: ignore[return-value]

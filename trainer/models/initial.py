@@ -21,8 +21,6 @@ from trainer.models.family import Family
 from trainer.recipe import GROUPS
 
 RANDOM = "random"
-PREFIXES = ("", "visual.", "model.", "visual.merger.")
-"""What tensors of a lone vision tower or merger may lack."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,7 @@ def _group_from(
 
 def _named(family: Family, stored: str, wanted: Mapping[str, tuple[int, ...]]) -> str | None:
     """Hub name of a stored tensor: as it is, or behind one of the prefixes that folders of parts leave out."""
-    for prefix in PREFIXES:
+    for prefix in family.part_prefixes:
         name = family.hub_name(family.model_name(prefix + stored))
         if name in wanted:
             return name

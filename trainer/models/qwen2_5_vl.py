@@ -9,18 +9,18 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-
+from trainer.data.chat import ChatML
 from trainer.data.coordinates import Convention
+from trainer.data.objects import JsonObjects
 from trainer.errors import ModelError, RecipeError
-from trainer.models.family import Grid, Group, Markers, Placed
+from trainer.flops import Shape
+from trainer.models.family import Group, Markers
+from trainer.models.native import NativeResolution
 from trainer.recipe import Pixels
 
-MAX_ASPECT = 200
 RELEASED_TOKENS_PER_SECOND = 2.0
 """In every released config.json; the class default of transformers is 4, the report's 40 ms is 25."""
 
@@ -38,11 +38,11 @@ CHAT_TEMPLATE = (
     "{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-"""The template that the released Qwen2.5-VL-Instruct models carry; render.py writes the same text."""
+"""The template that the released Qwen2.5-VL-Instruct models carry; ChatML writes the same text."""
 
 
-class Qwen25VL:
-    name = "qwen2_5_vl"
+class Qwen25VL(NativeResolution):
+    name = model_type = "qwen2_5_vl"
     special_tokens = (
         "<|endoftext|>",
         "<|im_start|>",
@@ -61,10 +61,12 @@ class Qwen25VL:
     )
     plain_tokens = ("<tool_call>", "</tool_call>")
     markers = Markers()
-    default_system = "You are a helpful assistant."
+    template = ChatML()
+    objects = JsonObjects()
     coordinates = Convention("absolute")
     image_mean = (0.48145466, 0.4578275, 0.40821073)
     image_std = (0.26862954, 0.26130258, 0.27577711)
+    part_prefixes = ("", "visual.", "model.", "visual.merger.")
 
     def __init__(self, config: Mapping[str, Any], tokens_per_second: float | None = None):
         self.config: dict[str, Any] = copy.deepcopy(dict(config))
@@ -84,84 +86,9 @@ class Qwen25VL:
                 [("model.tokens_per_second", f"{tokens_per_second} is not whole, which transformers' config demands")]
             )
         found = config.get("model_type")
-        if found != cls.name:
-            raise ModelError("the config is of another model", where="config.json", expected=cls.name, got=found)
+        if found != cls.model_type:
+            raise ModelError("the config is of another model", where="model_type", expected=cls.model_type, got=found)
         return cls(config, tokens_per_second)
-
-    # ---------------------------------------------------------------- grids
-
-    @cached_property
-    def factor(self) -> int:
-        """Sides are multiples of it: 28 for the released models."""
-        return self.patch_size * self.merge_size
-
-    def image_grid(self, width: int, height: int, *, min_pixels: int, max_pixels: int) -> Grid:
-        """The size and patches of an image of `width` x `height` (after EXIF orientation). ValueError above 200:1."""
-        width, height = smart_resize(width, height, self.factor, min_pixels, max_pixels)
-        return Grid(1, height // self.patch_size, width // self.patch_size, width, height)
-
-    def video_grid(
-        self, num_frames: int, width: int, height: int, *, min_pixels: int, max_pixels: int, total_pixels: int
-    ) -> Grid:
-        """The size and patches of `num_frames` frames, an even number.
-
-        `total_pixels` counts a pair of frames once, since a pair becomes one grid row (qwen-vl-utils, and transformers
-        with cap_pixels_per_frame): 24576 * 28 * 28 is 24576 visual tokens. An even share below 1.05 * `min_pixels` is
-        raised to that, as there.
-        """
-        share = total_pixels * self.temporal_patch_size // num_frames
-        cap = max(min(max_pixels, share), int(min_pixels * 1.05))
-        width, height = smart_resize(width, height, self.factor, min_pixels, cap)
-        t = num_frames // self.temporal_patch_size
-        return Grid(t, height // self.patch_size, width // self.patch_size, width, height)
-
-    def visual_tokens(self, grid: Grid) -> int:
-        """Tokens that the language model sees: patches after merging."""
-        return grid.t * grid.h * grid.w // self.merge_size**2
-
-    def patches(self, grid: Grid) -> int:
-        return grid.t * grid.h * grid.w
-
-    def patchify(self, frames: np.ndarray) -> np.ndarray:
-        """uint8[T, H, W, 3] -> uint8[P, 3 * temporal * patch * patch], in the order that the vision tower expects:
-        grid rows in merge blocks, then channel, frame, pixel. A last odd frame is repeated; an image is one frame."""
-        tp, p, m = self.temporal_patch_size, self.patch_size, self.merge_size
-        if pad := -len(frames) % tp:
-            frames = np.concatenate([frames, np.repeat(frames[-1:], pad, axis=0)])
-        t, height, width, channels = frames.shape
-        gh, gw = height // p, width // p
-        blocks = frames.reshape(t // tp, tp, gh // m, m, p, gw // m, m, p, channels)
-        blocks = blocks.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)
-        return np.ascontiguousarray(blocks).reshape(t // tp * gh * gw, channels * tp * p * p)
-
-    # ---------------------------------------------------------------- positions
-
-    def position_ids(self, spans: Sequence[Placed], *, start: int = 0, first: int = 0) -> np.ndarray:
-        """int64[4, L] of one segment: row 0 counts tokens from `first`, rows 1-3 are the M-RoPE t, h, w from `start`.
-
-        The published rule: what follows a vision span starts at its largest id + 1. transformers 5.23 advances by the
-        larger side only, so ids of a long video overlap with the text after it; ours do not. Temporal ids stay float
-        until the product with tokens_per_second is floored: cast earlier, ids collapse above 2 frames a second.
-        A segment after a parent takes start = next_position(parent's ids) and first = the parent's length.
-        """
-        parts = []
-        for span in spans:
-            if span.grid is None:
-                ids = np.broadcast_to(np.arange(start, start + span.num_tokens), (3, span.num_tokens))
-            else:
-                ids = self._vision_positions(span.grid, span.seconds_per_grid, video=span.kind == "video") + start
-            parts.append(ids)
-            start = int(ids.max(initial=start - 1)) + 1
-        rope = np.concatenate(parts, axis=1) if parts else np.zeros((3, 0), np.int64)
-        count = np.arange(first, first + rope.shape[1])
-        return np.concatenate([count[None], rope]).astype(np.int64)
-
-    def _vision_positions(self, grid: Grid, seconds_per_grid: float, *, video: bool) -> np.ndarray:
-        h, w = grid.h // self.merge_size, grid.w // self.merge_size
-        interval = seconds_per_grid * self.tokens_per_second if video else 1.0
-        # 1e-6: 3 * (1 / 3) style products land a rounding error below the integer that they mean
-        t = np.floor(np.arange(grid.t) * interval + 1e-6).astype(np.int64)
-        return np.stack(np.meshgrid(t, np.arange(h), np.arange(w), indexing="ij")).reshape(3, -1)
 
     # ---------------------------------------------------------------- names
 
@@ -205,6 +132,28 @@ class Qwen25VL:
 
         return build(self.export_config(), dtype=dtype, attn_implementation=attn_implementation, init=init)
 
+    def text_config(self, config: dict[str, Any]) -> dict[str, Any]:
+        """text_config as transformers 5 nests it, or the whole as released files have it."""
+        nested = config.get("text_config")
+        return nested if isinstance(nested, dict) else config
+
+    def with_tokens(self, id_of: Callable[[str], int]) -> dict[str, Any]:
+        config = copy.deepcopy(self.config)
+        for key in ("image_pad", "video_pad", "vision_start", "vision_end"):
+            config[f"{key.removesuffix('_pad')}_token_id"] = id_of(f"<|{key}|>")
+        text = self.text_config(config)
+        for at in {id(config): config, id(text): text}.values():
+            at["eos_token_id"] = id_of(self.markers.turn_end)
+            at["pad_token_id"] = at["bos_token_id"] = id_of(self.markers.eos)
+        return config
+
+    def with_one_layer(self) -> dict[str, Any]:
+        config = self.export_config()
+        text = self.text_config(config)
+        text["num_hidden_layers"] = 1
+        text.pop("layer_types", None)
+        return config
+
     def export_config(self) -> dict[str, Any]:
         """config.json for export: as read, with the tokens_per_second that was trained with."""
         config = copy.deepcopy(self.config)
@@ -213,20 +162,9 @@ class Qwen25VL:
 
     def processor_files(self, pixels: Pixels) -> dict[str, str]:
         """Files that Hugging Face's processor needs beside the tokenizer: name -> content."""
-        common = {
-            "do_convert_rgb": True,
-            "do_normalize": True,
-            "do_rescale": True,
-            "do_resize": True,
-            "image_mean": list(self.image_mean),
-            "image_std": list(self.image_std),
-            "merge_size": self.merge_size,
-            "patch_size": self.patch_size,
-            "processor_class": "Qwen2_5_VLProcessor",
-            "resample": 3,
-            "rescale_factor": 1 / 255,
-            "temporal_patch_size": self.temporal_patch_size,
-        }
+        common = self.pixel_settings(
+            image_mean=list(self.image_mean), image_std=list(self.image_std), processor_class="Qwen2_5_VLProcessor"
+        )
         image = common | {
             "image_processor_type": "Qwen2VLImageProcessor",
             "size": {"shortest_edge": pixels.image_min, "longest_edge": pixels.image_max},
@@ -248,6 +186,41 @@ class Qwen25VL:
             "chat_template.jinja": CHAT_TEMPLATE,
         }
 
+    def tokenizer_settings(self) -> dict[str, Any]:
+        """By these names transformers' processor looks the tokens up."""
+        return {
+            "tokenizer_class": "Qwen2TokenizerFast",
+            "add_bos_token": False,
+            "add_prefix_space": False,
+            "bos_token": None,
+            "clean_up_tokenization_spaces": False,
+            "eos_token": self.markers.turn_end,
+            "pad_token": self.markers.eos,
+            "image_token": self.markers.image_pad,
+            "video_token": self.markers.video_pad,
+            "vision_start_token": "<|vision_start|>",
+            "vision_end_token": "<|vision_end|>",
+        }
+
+    def shape(self) -> Shape:
+        text, vision = self.text_config(self.config), self.config["vision_config"]
+        c, depth = vision["hidden_size"], vision["depth"]
+        wide = c * self.merge_size**2
+        full = len(vision.get("fullatt_block_indexes", range(depth)))
+        return Shape(
+            text_weights=Shape.decoder_weights(text),
+            text_layers=text["num_hidden_layers"],
+            text_width=text["hidden_size"],
+            hidden_size=text["hidden_size"],
+            vocab_size=text["vocab_size"],
+            patch_weights=c * self.patch_width + depth * (4 * c * c + 3 * c * vision["intermediate_size"]),
+            merger_weights=(wide * wide + wide * vision["out_hidden_size"]) / self.merge_size**2,
+            vision_width=c,
+            full_layers=full,
+            windowed_layers=depth - full,
+            window=vision.get("window_size", 112) // self.patch_size,
+        )
+
     def layout_facts(self) -> dict[str, Any]:
         """Everything of the family that token counts, positions and pixels depend on: part of the plan's digest."""
         return {
@@ -259,31 +232,7 @@ class Qwen25VL:
             "coordinates": self.coordinates.kind,
             "image_mean": list(self.image_mean),
             "image_std": list(self.image_std),
-            "default_system": self.default_system,
+            "template": self.template.name,
+            "default_system": self.template.system,
+            "objects": self.objects.name,
         }
-
-
-def smart_resize(width: int, height: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-    """(width, height) in multiples of `factor` within the budgets, aspect kept: the rule of the released processor.
-
-    Python's round() (half to even) is part of the rule. ValueError above an aspect of 200.
-    """
-    aspect = max(height, width) / max(min(height, width), 1)
-    if aspect > MAX_ASPECT or min(height, width) < 1:
-        raise ValueError(f"aspect ratio {aspect:.1f} of {width}x{height} is above {MAX_ASPECT}")
-    h = round(height / factor) * factor
-    w = round(width / factor) * factor
-    if h * w > max_pixels:
-        beta = math.sqrt(height * width / max_pixels)
-        h = max(factor, math.floor(height / beta / factor) * factor)
-        w = max(factor, math.floor(width / beta / factor) * factor)
-    elif h * w < min_pixels:
-        beta = math.sqrt(min_pixels / (height * width))
-        h = math.ceil(height * beta / factor) * factor
-        w = math.ceil(width * beta / factor) * factor
-    return w, h
-
-
-def next_position(position_ids: np.ndarray) -> int:
-    """The M-RoPE id that follows int64[4, L] of a segment."""
-    return int(position_ids[1:].max(initial=-1)) + 1

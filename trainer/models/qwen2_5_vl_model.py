@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import Cache
 from transformers.initialization import no_init_weights
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLConfig
@@ -23,6 +24,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
 )
 from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids, get_vision_window_index
 
+from trainer.models.causal import build_causal, causal_config
 from trainer.step import attention
 from trainer.step.attention import Segment, Windows, window_attention, windows_of
 from trainer.step.loss import Head, as_head
@@ -124,9 +126,13 @@ def plan_vision(model: nn.Module, grid_thw: Tensor, device: torch.device | str) 
 
 
 def run_vision(model: nn.Module, pixels: Tensor, plan: VisionPlan) -> tuple[Tensor, ...]:
-    """Every output of the vision path that the language model may use: here one, [N, C]."""
+    """The one output of the vision path, [N, C]."""
+    return (_visual(model, pixels, plan).pooler_output,)
+
+
+def _visual(model: nn.Module, pixels: Tensor, plan: VisionPlan) -> Any:
     visual: Any = model.model.visual  # type: ignore[union-attr]
-    out = visual(
+    return visual(
         pixels,
         grid_thw=plan.grid_thw,
         position_ids=plan.position_ids,
@@ -135,7 +141,17 @@ def run_vision(model: nn.Module, pixels: Tensor, plan: VisionPlan) -> tuple[Tens
         cu_window_seqlens=plan.cu_window_seqlens,
         blocks=plan.blocks,
     )
-    return (out.pooler_output,)
+
+
+def dummy_grid(model: nn.Module) -> tuple[int, ...]:
+    """One merged patch."""
+    merge: Any = model.model.visual.spatial_merge_size  # type: ignore[union-attr]
+    return 1, merge, merge
+
+
+def tower(model: nn.Module, pixels: Tensor, plan: VisionPlan) -> Tensor:
+    """Patch features before the merger [P, D]; in window order, which keeps the patches of one picture together."""
+    return _visual(model, pixels, plan).last_hidden_state
 
 
 def embed_tokens(model: nn.Module, ids: Tensor) -> Tensor:
@@ -144,11 +160,14 @@ def embed_tokens(model: nn.Module, ids: Tensor) -> Tensor:
 
 
 def run_language(
-    model: nn.Module, embeddings: Tensor, position_ids: Tensor, segments: Sequence[Segment], vision: tuple[Tensor, ...]
+    model: nn.Module,
+    embeddings: Tensor,
+    position_ids: Tensor,
+    segments: Sequence[Segment],
+    deeper: tuple[Tensor, ...],
+    visual_index: Tensor,
 ) -> Tensor:
-    """[L, C] and int64[4, L] -> final hidden states [L, C]; `vision` is what run_vision gave (used by families that
-    feed deeper layers)."""
-    del vision
+    """[L, C] and int64[4, L] -> final hidden states [L, C]; there are no deeper outputs."""
     out = model.model.language_model(  # type: ignore[union-attr, operator]
         inputs_embeds=embeddings[None],
         position_ids=position_ids[:, None],
@@ -161,3 +180,38 @@ def run_language(
 
 def head_of(model: nn.Module) -> Head:
     return model.lm_head  # type: ignore[return-value]
+
+
+def language_model(config: Mapping[str, Any], *, seed: int) -> tuple[nn.Module, dict[str, Any]]:
+    """Qwen2ForCausalLM with random weights, and its config.json."""
+    alone = causal_config(config, "qwen2")
+    return build_causal(alone, seed=seed), alone
+
+
+# ---------------------------------------------------------------- generation: transformers' own attention
+
+
+def see(model: nn.Module, pixels: Tensor, grids: Tensor) -> tuple[Tensor, ...]:
+    """int64[M, 3] -> ([N, C],)."""
+    return (model.model.visual(pixels, grid_thw=grids).pooler_output,)  # type: ignore[union-attr, operator]
+
+
+def read(
+    model: nn.Module,
+    embeddings: Tensor,
+    position_ids: Tensor,
+    *,
+    mask: Tensor | None,
+    cache: Cache,
+    deeper: tuple[Tensor, ...] = (),
+    visual_index: Tensor | None = None,
+) -> Tensor:
+    """[B, L, C] and int64[4, B, L] -> hidden states [B, L, C]. The row that counts tokens is for packs: not passed."""
+    out = model.model.language_model(  # type: ignore[union-attr, operator]
+        inputs_embeds=embeddings,
+        position_ids=position_ids[1:],
+        attention_mask=mask,
+        past_key_values=cache,
+        use_cache=True,
+    )
+    return out.last_hidden_state

@@ -19,7 +19,7 @@ class StepClock:
     """Times steps and the waits for data, and turns sums into metrics. One per rank."""
 
     def __init__(self, job: Job, inputs: Inputs, device: torch.device):
-        self.cost = Cost.of(inputs.family.config, job.stage.train)
+        self.cost = Cost(inputs.family.shape(), job.stage.train)
         self.plan, self.world_size = inputs.plan, inputs.mesh.world_size
         self.pairs = job.stage.dpo is not None
         self.peak = peak_flops_per_s(torch.cuda.get_device_name(device)) if device.type == "cuda" else None

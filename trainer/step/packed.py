@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trainer.models.family import Parts
 from trainer.step.attention import Segment, segments_of
 from trainer.step.dpo import pairs_of
 from trainer.step.loss import segment_sums
@@ -32,8 +32,8 @@ class Batch(Protocol):
     label_rows: Any  # int64[T]: row whose hidden state predicts
     label_ids: Any  # int64[T]
     label_segment: Any  # int32[T]
-    patches: Any  # uint8[P, 3 * 2 * 14 * 14]
-    grid_thw: Any  # int64[M, 3]
+    patches: Any  # uint8[P, patch width]
+    grid_thw: Any  # int64[M, G]: t, h, w first
     visual_index: Any  # int64[N]: rows of ids that pictures fill
     sample_ids: Any  # tuple[str, ...]
     pack: Any  # int: index in the plan
@@ -77,7 +77,7 @@ class PackedModel(nn.Module):
 
     Args:
         model: the family's torch model, built with attn_implementation="segments".
-        parts: the family's torch module (plan_vision, run_vision, embed_tokens, run_language, head_of).
+        parts: the family's torch side.
         mean, std: of pixels / 255, per channel.
         objective: what is minimised.
     """
@@ -85,7 +85,7 @@ class PackedModel(nn.Module):
     def __init__(
         self,
         model: nn.Module,
-        parts: ModuleType,
+        parts: Parts,
         *,
         mean: Sequence[float],
         std: Sequence[float],
@@ -117,12 +117,14 @@ class PackedModel(nn.Module):
         vision = self.parts.run_vision(self.model, self._pixel_values(pack.pixels, embeddings.dtype), pack.vision)
         if pack.has_pictures:
             embeddings = embeddings.index_copy(0, pack.visual_index, vision[0].to(embeddings.dtype))
-            spare = vision[1:]
+            deeper = vision[1:]
         else:
-            spare = vision
-        for output in spare:  # every output of the vision path gets a gradient, also when nothing reads it
-            embeddings = embeddings + 0.0 * output.sum().to(embeddings.dtype)
-        return self.parts.run_language(self.model, embeddings, pack.position_ids, pack.segments, vision)
+            for output in vision:  # every output of the vision path gets a gradient, also when nothing reads it
+                embeddings = embeddings + 0.0 * output.sum().to(embeddings.dtype)
+            deeper = ()
+        return self.parts.run_language(
+            self.model, embeddings, pack.position_ids, pack.segments, deeper, pack.visual_index
+        )
 
     def _pixel_values(self, pixels: Tensor, dtype: torch.dtype) -> Tensor:
         """uint8[P, 3 * pixels of a channel] -> normalised [P, same]."""
@@ -156,18 +158,16 @@ def place(
     `reference` has log-probabilities (chosen, rejected) by (pack of the plan, sample in the pack): one sample may come
     twice in a plan, in two renderings.
     """
-    inner: Any = model.model
-    merge: int = inner.model.visual.spatial_merge_size
     table = np.asarray(batch.segments)
-    grid_thw = _tensor(batch.grid_thw).reshape(-1, 3)
+    grids = _tensor(batch.grid_thw).long()
     patches = _tensor(batch.patches)
-    has_pictures = len(grid_thw) > 0
+    has_pictures = len(grids) > 0
     if not has_pictures:
-        grid_thw = torch.tensor([[1, merge, merge]])
-        patches = torch.zeros(merge * merge, patches.shape[-1], dtype=torch.uint8)
+        grids = torch.tensor([model.parts.dummy_grid(model.model)])
+        patches = torch.zeros(_num_patches(grids), patches.shape[-1], dtype=torch.uint8)
     else:
         # Patch arrays come in a few fixed sizes: what is beyond the grids is padding.
-        patches = patches[: int(grid_thw.prod(dim=1).sum())]
+        patches = patches[: _num_patches(grids)]
     pairs, samples = pairs_of(table)
     known = None
     if reference is not None:
@@ -182,7 +182,7 @@ def place(
         label_ids=_tensor(batch.label_ids).long().to(**on),
         label_segment=_tensor(batch.label_segment).long().to(**on),
         pixels=patches.to(**on),
-        vision=model.parts.plan_vision(model.model, grid_thw.long(), device),
+        vision=model.parts.plan_vision(model.model, grids, device),
         visual_index=_tensor(batch.visual_index).long().to(**on),
         pairs=torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).to(**on),
         reference=known.to(**on) if known is not None else None,
@@ -191,6 +191,10 @@ def place(
         index=batch.pack,
         has_pictures=has_pictures,
     )
+
+
+def _num_patches(grids: Tensor) -> int:
+    return int(grids[:, :3].prod(dim=1).sum())
 
 
 def _tensor(value: Any) -> Tensor:
