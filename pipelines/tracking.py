@@ -1,4 +1,5 @@
-"""Close the pipeline's own run in MLflow; the stages' runs below it are trainer/observe/tracking.py's.
+"""Close the pipeline's own run in MLflow; the stages' runs below it are trainer/observe/tracking.py's, but for those
+that nobody was left to close: when the run fails they end with it.
 
 Importing MLflow takes seconds, so it happens in a process of its own, beside the writing of the report:
 
@@ -15,8 +16,8 @@ import subprocess
 import sys
 from typing import Literal
 
-from trainer import warm
-from trainer.observe.tracking import LIMITS, run_id, tracking_uri
+from trainer import storage, warm
+from trainer.observe.tracking import LIMITS, end_run, run_id, tracking_uri
 from trainer.recipe import Recipe
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -43,15 +44,19 @@ def start(recipe: Recipe, out: str, status: Status) -> Closing:
     uri, run = tracking_uri(recipe, out), run_id(out)
     if uri is None or run is None:
         return Closing(None)
+    left = [run_id(storage.join(out, stage)) for stage in recipe.stages.named()] if status != "FINISHED" else []
     env = {**os.environ, **LIMITS, "OMP_NUM_THREADS": "1"}
-    return Closing(warm.start("pipelines.tracking", [uri, run, status], env=env))
+    return Closing(warm.start("pipelines.tracking", [uri, status, run, *filter(None, left)], env=env))
 
 
-def main(uri: str, run: str, status: str) -> int:
+def main(uri: str, status: str, run: str, *stages: str) -> int:
     from mlflow.tracking import MlflowClient
 
     try:
-        MlflowClient(uri).set_terminated(run, status=status)
+        client = MlflowClient(uri)
+        for stage in stages:
+            end_run(client, stage, status)
+        client.set_terminated(run, status=status)
     except Exception as error:  # a view: whatever it is, the run itself is done
         print(f"MLflow: the pipeline's run was not closed: {type(error).__name__}: {str(error)[:200]}", flush=True)
         return 1

@@ -31,8 +31,9 @@ from pathlib import Path
 
 from trainer import heartbeat, storage
 from trainer.attempt import Attempt, Reporter, last_lines
-from trainer.errors import DONE, Hang, OutOfMemory, PeerLost, QwenVLError, UsageError, decide, first_cause
+from trainer.errors import DONE, Hang, OutOfMemory, PeerLost, Preempted, QwenVLError, UsageError, decide, first_cause
 from trainer.heartbeat import Ending, Termination
+from trainer.observe import tracking
 from trainer.ranks import Direct, Ranks, Torchrun
 from trainer.warm import die_with_parent
 
@@ -144,6 +145,8 @@ class Launch:
             self._show()
             reporter.stop()
         code = self._conclude(ranks, codes)
+        if code != DONE:
+            tracking.end_left(self.run_dir, "KILLED" if self.signalled or code == Preempted.code else "FAILED")
         shutil.rmtree(self.run_dir, ignore_errors=True)
         return code
 

@@ -8,6 +8,7 @@ the training nothing.
     sender = tracking.start(Spec(...))                    # rank 0, after the plan is known
     sender.finish(status="FINISHED", freeze_table=[...])  # waits a few seconds at most
     tracking.run_id(stage_uri)                            # the child run's id, None when the server never answered
+    tracking.end_left(run_dir, "FAILED")                  # the launcher, when the ranks ended without closing it
 
 The ids are stored create-once: OUT/mlflow_run_id (pipeline), OUT/STAGE/mlflow_run_id (stage; attempts continue it).
 """
@@ -174,6 +175,45 @@ def start(spec: Spec) -> Sender | None:
     except OSError as error:
         print(f"tracking is off: {error}", file=sys.stderr, flush=True)
         return None
+
+
+# ---------------------------------------------------------------- the launcher
+
+END_LIMIT_S = 20.0
+
+
+def end_left(run_dir: str, status: str) -> None:
+    """Give the stage's run an end when the ranks of this launcher have not: FAILED, or KILLED when it was stopped. Runs
+    that have an end keep it; a server that did not answer the sender is not asked again. Never raises."""
+    for folder in sorted(Path(run_dir).glob("tracking-*")):
+        if (folder / "unreachable").exists() or not (folder / "spec.json").exists():
+            continue
+        try:
+            env = {**os.environ, **LIMITS, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+            process = warm.start("trainer.observe.tracking", [str(folder), status], env=env)
+        except OSError as error:
+            print(f"tracking: the stage's run stays open in MLflow: {error}", file=sys.stderr, flush=True)
+            continue
+        try:
+            process.wait(timeout=END_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+
+
+def end_run(client: Any, run: str, status: str) -> None:
+    """Set the status of a run that has no end yet."""
+    if client.get_run(run).info.status == "RUNNING":
+        client.set_terminated(run, status=status)
+
+
+def _end(folder: str, status: str) -> None:
+    spec = Spec.model_validate_json((Path(folder) / "spec.json").read_bytes())
+    try:
+        if found := run_id(spec.stage_uri):
+            end_run(_client(spec), found, status)
+    except Exception as error:  # the edge of a process that must never matter
+        told = str(error).strip().split("\n")[0][:300]
+        print(f"tracking: the stage's run stays open in MLflow: {type(error).__name__}: {told}", file=sys.stderr)
 
 
 # ---------------------------------------------------------------- the sender
@@ -362,4 +402,7 @@ def _client(spec: Spec) -> Any:
 
 if __name__ == "__main__":
     os.nice(10)
-    follow(sys.argv[1])
+    if len(sys.argv) > 2:
+        _end(*sys.argv[1:3])
+    else:
+        follow(sys.argv[1])
