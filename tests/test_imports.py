@@ -16,6 +16,7 @@ NEEDS_TORCH = ("trainer.train", "trainer.step", "trainer.state", "trainer.before
 NEEDS_TORCH_TOO = (
     "trainer.data.loader",
     "trainer.data.batch",
+    "trainer.models.causal",
     "trainer.models.freeze",
     "trainer.models.initial",
     "trainer.models.hub",
