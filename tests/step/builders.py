@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from importlib import resources
 from typing import Any
 
 import numpy as np
-import yaml
 
 from trainer.models.family import Family, load_family
 
@@ -16,26 +14,30 @@ IMAGE, VIDEO, START, END, EOS = 301, 302, 303, 304, 300
 
 
 def a_config(**text: Any) -> dict[str, Any]:
-    """The tiny recipe's model, smaller: windows of 56 px, full attention in one of two layers."""
-    recipe = yaml.safe_load((resources.files("trainer") / "recipes" / "tiny.yaml").read_text())
-    config = recipe["model"]["config"]
-    config["text_config"] |= {
-        "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "vocab_size": VOCAB, "eos_token_id": EOS, "bos_token_id": None,
+    """A Qwen2.5-VL of two layers a part: windows of 56 px, full attention in one of them."""
+    text_config = {
+        "model_type": "qwen2_5_vl_text", "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096, "rms_norm_eps": 1e-6,
+        "initializer_range": 0.07, "vocab_size": VOCAB, "eos_token_id": EOS, "bos_token_id": None,
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 2, 2]},
+        "tie_word_embeddings": True,
     } | text  # fmt: skip
-    config["vision_config"] |= {
-        "depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 48,
-        "fullatt_block_indexes": [1],
+    vision_config = {
+        "model_type": "qwen2_5_vl", "depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2,
+        "out_hidden_size": 48, "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2, "window_size": 56,
+        "fullatt_block_indexes": [1], "tokens_per_second": 2, "hidden_act": "silu",
     }  # fmt: skip
-    config |= {
+    return {
+        "model_type": "qwen2_5_vl",
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+        "tie_word_embeddings": text_config["tie_word_embeddings"],
+        "text_config": text_config,
+        "vision_config": vision_config,
         "image_token_id": IMAGE,
         "video_token_id": VIDEO,
         "vision_start_token_id": START,
         "vision_end_token_id": END,
     }
-    config["tie_word_embeddings"] = config["text_config"]["tie_word_embeddings"]
-    return config
 
 
 def a_family(**text: Any) -> Family:
