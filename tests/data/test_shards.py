@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from tests.data.builders import a_caption, a_clip, a_source, a_text
-from trainer import storage
+from trainer import cache, storage
 from trainer.data.sample import from_json
 from trainer.data.shards import MANIFEST, ShardReader, ShardWriter, Source, read_column, write_column
 from trainer.errors import ShardError
@@ -135,6 +135,40 @@ def test_a_source_elsewhere_is_fetched_shard_by_shard_into_a_bounded_cache(tmp_p
     reader.close()
     with pytest.raises(ShardError, match="not finished"):
         Source.open("memory://bucket/nothing")
+
+
+def test_ranks_share_the_bounded_node_cache_and_fetch_again_what_was_dropped(tmp_path, monkeypatch):
+    source = a_source("memory://bucket/shared", SAMPLES, shard_bytes=4096)
+    monkeypatch.setenv(cache.DIR, str(tmp_path))
+    monkeypatch.setenv(cache.BYTES, "8192")
+    monkeypatch.setattr(cache, "YOUNG_S", 0.0)
+    readers = [ShardReader(source, cache_bytes=1) for _ in range(2)]
+    places = [(shard, row) for shard in range(source.num_shards) for row in range(source.index(shard).num_rows)]
+    downloads: list[str] = []
+    real = storage.download_file
+    monkeypatch.setattr(storage, "download_file", lambda uri, path: downloads.append(uri) or real(uri, path))
+    for place, (_, files) in zip(places, SAMPLES, strict=True):
+        assert [reader.media(*place) for reader in readers] == [files, files]
+        assert sum(path.stat().st_size for path in (tmp_path / "shards").iterdir()) <= 8192 + 4096
+    assert len(downloads) == source.num_shards, "the second rank finds what the first one fetched"
+    assert readers[0].media(*places[0]) == SAMPLES[0][1] and len(downloads) == source.num_shards + 1
+    for reader in readers:
+        reader.close()
+    left = list((tmp_path / "shards").iterdir())
+    assert left, "it outlives its readers"
+    gone = os.unlink
+    real_fetch, turns = cache.fetch, []
+
+    def dropped(uri, path, *, size_bytes):
+        real_fetch(uri, path, size_bytes=size_bytes)
+        if not turns:
+            gone(path)
+        turns.append(path)
+
+    monkeypatch.setattr(cache, "fetch", dropped)
+    reader = ShardReader(source)
+    assert reader.media(*places[0]) == SAMPLES[0][1] and len(turns) == 2
+    reader.close()
 
 
 def test_what_lies_damaged_in_the_cache_is_fetched_again_and_damage_at_its_origin_is_an_error(tmp_path):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ import pytest
 import torch.distributed as dist
 
 from tests.state.weed import BUCKET, program, s3_server
+from trainer import cache, storage, warm
 from trainer import manifest as manifests
-from trainer import storage, warm
 from trainer.errors import CheckpointError, StageMismatch, StorageError
 from trainer.observe.metrics import Row, history
 from trainer.state import resume, slices
@@ -255,6 +256,43 @@ def test_a_checkpoint_of_something_else_is_a_mismatch(tmp_path: Path, group: Non
     for change in ({"plan_digest": "x"}, {"base_model_digest": "x"}, {"stage_digest": "x"}, {"stage": "dpo"}):
         with pytest.raises(StageMismatch):
             resume.check(manifest, Identity(**{**IDENTITY.__dict__, **change}))
+    accepted = (manifests.Change(field="optim.lr", stored=1, asked=2, step=5),)
+    resume.check(manifest, replace(IDENTITY, stage_digest="x", accepted_changes=accepted))
+    for change in ({"plan_digest": "another plan"}, {"base_model_digest": "x"}, {"stage": "dpo"}):
+        with pytest.raises(StageMismatch) as told:
+            resume.check(manifest, replace(IDENTITY, accepted_changes=accepted, **change))
+        assert f"expected: {manifest.plan_digest if 'plan_digest' in change else ''}" in str(told.value)
+        assert next(iter(change.values())) in str(told.value)
+
+
+def test_objects_lie_in_the_bounded_node_cache_and_are_fetched_again_when_their_room_was_taken(
+    tmp_path: Path, group: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two checkpoints of one object each, in an object store; the cache has room for one."""
+    monkeypatch.setenv(cache.DIR, str(tmp_path))
+    monkeypatch.setenv(cache.BYTES, "1000")
+    monkeypatch.setattr(cache, "YOUNG_S", 0.0)
+    paths = []
+    for step, content in ((1, b"a" * 800), (2, b"b" * 800)):
+        entry = manifests.Object(
+            key="object", rank=0, size_bytes=800, header_bytes=8, sha256=storage.sha256_bytes(content)
+        )
+        manifest = manifests.Manifest(
+            stage="sft", step=step, attempt=1, nonce="n", world_size=1, stage_digest="s", plan_digest="p",
+            base_model_digest="b", objects=(entry,), num_parameters=1, optimizer={},
+        )  # fmt: skip
+        uri = f"memory://bucket/{tmp_path.name}"
+        storage.write_bytes(f"{manifests.step_folder(uri, step)}/object", content)
+        with resume._Files(uri, manifest, None) as files:
+            files.fetch([entry])
+            paths.append(Path(files.path(entry)))
+            assert bytes(files.map(entry)) == content
+        os.utime(paths[-1], (step, step))
+    assert [path.exists() for path in paths] == [False, True], "least recently used goes, and what is kept stays kept"
+    with resume._Files(uri, manifest, None) as files:
+        files.fetch([entry])
+        paths[1].unlink()  # another job
+        assert bytes(files.map(entry)) == b"b" * 800
 
 
 def test_an_object_whose_header_is_not_one_is_damage(tmp_path: Path) -> None:

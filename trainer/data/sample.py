@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from trainer.errors import DataError
 from trainer.recipe import Kind
 
 FORMAT = 1
@@ -181,9 +182,37 @@ def parts_of(sample: Sample) -> Iterator[Part]:
 
 
 def to_json(sample: Sample) -> str:
-    """One line of JSON; fields that are None are left out."""
-    return sample.model_dump_json(exclude_none=True)
+    """One line of JSON; fields that are None are left out.
+
+    Raises:
+        DataError: meta, key or arguments hold what JSON cannot: half of a surrogate pair, or nesting without end.
+    """
+    try:
+        return sample.model_dump_json(exclude_none=True)
+    except (ValueError, RecursionError) as error:  # PydanticSerializationError is a ValueError
+        raise DataError(
+            "a sample cannot be written as JSON",
+            where=ascii(f"{sample.source}/{sample.id}"),
+            expected="Unicode text and values nested some hundred levels at most, in meta, key and arguments, too",
+            got=ascii(str(error))[:300],
+            do="repair the row that it was read from",
+        ) from None
 
 
-def from_json(text: str | bytes) -> Sample:
-    return Sample.model_validate_json(text)
+def from_json(text: str | bytes, *, where: str = "a stored sample") -> Sample:
+    """
+    Raises:
+        DataError: not JSON (lone surrogates and endless nesting included), or not a Sample; names the field.
+    """
+    try:
+        return Sample.model_validate_json(text)
+    except (ValidationError, UnicodeError, RecursionError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
+        at = ".".join(map(str, first["loc"]))
+        raise DataError(
+            "not a sample of this format",
+            where=where,
+            expected=f"JSON of format {FORMAT} (trainer/data/sample.py)",
+            got=ascii(f"{at}: {first['msg']}" if at else first["msg"])[:300],
+            do="prepare the source again",
+        ) from None

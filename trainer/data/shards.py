@@ -30,7 +30,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trainer import resolve, storage
+from trainer import cache, resolve, storage
 from trainer.data.sample import Sample, from_json, to_json
 from trainer.errors import ShardError
 
@@ -39,6 +39,7 @@ MANIFEST = "source.json"
 BLOCK = 512
 TAR_END = bytes(2 * BLOCK)
 DEFAULT_CACHE_BYTES = 8 * 1024**3
+OPEN_TRIES = 3
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -289,7 +290,9 @@ class Source:
         return shards[shard]
 
     def sample(self, shard: int, row: int) -> Sample:
-        return from_json(self.index(shard)["sample_json"][row].as_py())
+        """Raises ShardError, or DataError when the row is not a Sample of this format."""
+        where = f"{self.uri}, shard {shard}, row {row}"
+        return from_json(self.index(shard)["sample_json"][row].as_py(), where=where)
 
     def sample_id(self, shard: int, row: int) -> str:
         return self.index(shard)["id"][row].as_py()
@@ -297,13 +300,15 @@ class Source:
 
 class ShardReader:
     """Media of a source's samples. A shard in a local folder is read in place; one elsewhere is fetched whole, once,
-    into `cache_dir` (bounded, least recently used; a temporary folder by default). Threads may share a reader."""
+    into `cache_dir` (bounded, least recently used), by default into the node cache (trainer/cache.py), which ranks and
+    runs share; without one into a temporary folder. Threads may share a reader."""
 
     def __init__(self, source: Source | str, *, cache_dir: str | None = None, cache_bytes: int = DEFAULT_CACHE_BYTES):
         self.source = Source.open(source) if isinstance(source, str) else source
         self.cache_bytes = cache_bytes
         self._local = storage.local_path(self.source.uri) is not None
-        self._cache_dir = cache_dir
+        self._cache_dir = cache_dir or cache.folder("shards")
+        self._shared = cache_dir is None and self._cache_dir is not None
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._lock = threading.Lock()
         self._files: OrderedDict[int, tuple[int, int, str | None]] = OrderedDict()
@@ -346,6 +351,8 @@ class ShardReader:
             descriptor, _, owned = self._files.pop(shard, (None, 0, None))
             if descriptor is not None:
                 os.close(descriptor)
+            if self._shared and self._cache_dir is not None:
+                owned = os.path.join(self._cache_dir, f"{self.source._facts(shard)['sha256']}.tar")
             if owned:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(owned)
@@ -361,30 +368,31 @@ class ShardReader:
             return self._files[shard][0]
         facts = self.source._facts(shard)
         uri = storage.join(self.source.uri, f"{facts['name']}.tar")
-        path, owned = self._fetch(uri, facts)
-        try:
-            descriptor = os.open(path, os.O_RDONLY)
-        except FileNotFoundError as error:
-            raise ShardError("a shard is missing", where=uri, do="prepare the source again") from error
-        self._files[shard] = (descriptor, facts["size_bytes"] if owned else 0, owned)
+        descriptor, owned = self._opened(uri, facts)
+        self._files[shard] = (descriptor, 0 if self._local else facts["size_bytes"], owned)
         self._evict(keep=shard)
         return descriptor
 
+    def _opened(self, uri: str, facts: dict[str, Any]) -> tuple[int, str | None]:
+        """(descriptor, file to remove with it). Another rank may drop a file of the node cache before it is opened."""
+        for turn in range(OPEN_TRIES):
+            try:
+                path, owned = (storage.local_path(uri), None) if self._local else self._fetch(uri, facts)
+                return os.open(str(path), os.O_RDONLY), owned
+            except FileNotFoundError as error:
+                if self._local or turn == OPEN_TRIES - 1:
+                    raise ShardError("a shard is missing", where=uri, do="prepare the source again") from error
+        raise AssertionError("not reached")
+
     def _fetch(self, uri: str, facts: dict[str, Any]) -> tuple[str, str | None]:
-        if self._local:
-            return str(storage.local_path(uri)), None
         if self._cache_dir is None:
             self._temporary = tempfile.TemporaryDirectory(prefix="shards-")
             self._cache_dir = self._temporary.name
         path = os.path.join(self._cache_dir, f"{facts['sha256']}.tar")
-        if not os.path.exists(path) or os.path.getsize(path) != facts["size_bytes"]:
-            os.makedirs(self._cache_dir, exist_ok=True)
-            part = f"{path}.{os.getpid()}.part"
-            try:
-                storage.download_file(uri, part)
-            except FileNotFoundError as error:
-                raise ShardError("a shard is missing", where=uri, do="prepare the source again") from error
-            os.replace(part, path)
+        cache.fetch(uri, path, size_bytes=facts["size_bytes"])
+        if self._shared and (base := cache.root()) is not None:
+            cache.bound(base)
+            return path, None
         return path, path
 
     def _evict(self, keep: int) -> None:

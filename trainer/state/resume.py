@@ -25,14 +25,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from trainer import heartbeat, storage
+from trainer import cache, heartbeat, storage
 from trainer import manifest as manifests
 from trainer.errors import UNKNOWN, CheckpointError, QwenVLError, StageMismatch, StorageError
 from trainer.manifest import Manifest, Object
 from trainer.state import slices, snapshot
 from trainer.state.upload import Identity
-
-CACHE_DIR = "QWENVL_CACHE_DIR"
 
 newest = manifests.newest
 
@@ -40,25 +38,31 @@ newest = manifests.newest
 def check(manifest: Manifest, identity: Identity, *, where: str = "") -> None:
     """The checkpoint belongs to this stage, plan and parent.
 
-    The stage digest may differ when accepted changes explain it: fields are compared by trainer/handover.compare.
+    The stage digest may differ when accepted changes explain it: fields are compared by trainer/handover.compare. No
+    accepted change explains another plan: `step` is a place in the plan that the checkpoint names.
 
     Raises:
         StageMismatch
     """
-    accepted = bool(identity.accepted_changes)
+    explained = bool(identity.accepted_changes)
     for name, stored, asked, strict in (
         ("stage", manifest.stage, identity.stage, True),
         ("base model", manifest.base_model_digest, identity.base_model_digest, True),
-        ("plan", manifest.plan_digest, identity.plan_digest, not accepted),
-        ("stage digest", manifest.stage_digest, identity.stage_digest, not accepted),
+        ("plan", manifest.plan_digest, identity.plan_digest, True),
+        ("stage digest", manifest.stage_digest, identity.stage_digest, not explained),
     ):
         if strict and stored != asked:
             raise StageMismatch(
                 f"the checkpoint was made with another {name}",
                 where=where or f"{manifest.stage}, step {manifest.step}",
-                expected=asked,
-                got=stored,
-                do="use another output, or remove this stage's folder to train it again",
+                expected=f"{stored} (the checkpoint's)",
+                got=f"{asked} (asked for)",
+                do=(
+                    "bring back the recipe and data of before; the plan decides which samples come next, so no "
+                    "--accept-change covers another one; or use another output"
+                    if name == "plan"
+                    else "use another output, or remove this stage's folder to train it again"
+                ),
             )
 
 
@@ -200,18 +204,17 @@ def _fill(target: slices.Slice, headers: list[Header], files: _Files) -> None:
 
 
 class _Files:
-    """Verified objects on this node: in place when storage is a folder, else in a digest-keyed cache folder.
+    """Verified objects on this node: in place when storage is a folder, else in the node cache (trainer/cache.py).
 
-    A cache folder that is not given is a temporary one, shared by the ranks of the node and removed at the end.
+    Without a node cache they lie in a temporary folder, shared by the ranks of the node and removed at the end.
     """
 
     def __init__(self, stage_uri: str, manifest: Manifest, cache_dir: str | None):
         self.folder = manifests.step_folder(stage_uri, manifest.step)
         self.in_place = storage.local_path(self.folder)
-        kept = cache_dir or os.environ.get(CACHE_DIR)
-        base = kept or os.environ.get(heartbeat.RUN_DIR) or tempfile.gettempdir()
-        self.cache = os.path.join(base, "checkpoint" if kept else f"checkpoint-{manifest.nonce}")
-        self.temporary = not kept
+        self.kept = cache_dir or cache.root()
+        base = self.kept or os.environ.get(heartbeat.RUN_DIR) or tempfile.gettempdir()
+        self.cache = os.path.join(base, "checkpoint" if self.kept else f"checkpoint-{manifest.nonce}")
         self._maps: dict[str, np.ndarray] = {}
 
     def __enter__(self) -> _Files:
@@ -219,7 +222,7 @@ class _Files:
 
     def __exit__(self, *_: object) -> None:
         self._maps.clear()
-        if self.in_place is None and self.temporary:
+        if self.in_place is None and self.kept is None:
             shutil.rmtree(self.cache, ignore_errors=True)
 
     def path(self, entry: Object) -> str:
@@ -237,12 +240,16 @@ class _Files:
         mine = wanted[here.index(dist.get_rank()) :: len(here)]
         for text in mine:
             self._verified(Object.model_validate_json(text))
+        if self.in_place is None and self.kept is not None:
+            cache.bound(self.kept)
 
     def _verified(self, entry: Object) -> None:
         uri, path = storage.join(self.folder, entry.key), self.path(entry)
-        if self.in_place is None and (not os.path.exists(path) or storage.sha256_file(path) != entry.sha256):
+        if self.in_place is None:
             try:
-                storage.download_file(uri, path)
+                cache.fetch(uri, path, size_bytes=entry.size_bytes)
+                if storage.sha256_file(path) != entry.sha256:  # the cache is a hint: fetch it again, once
+                    storage.download_file(uri, path)
             except FileNotFoundError:
                 raise manifests.damaged(uri, expected=f"{entry.size_bytes} bytes", got="no such object") from None
         size_bytes = Path(path).stat().st_size if os.path.exists(path) else 0
@@ -257,6 +264,8 @@ class _Files:
     def map(self, entry: Object) -> np.ndarray:
         """uint8[size] of the whole file."""
         if entry.key not in self._maps:
+            if not os.path.exists(self.path(entry)):  # another job took its room in the node cache
+                self._verified(entry)
             # Copy-on-write: torch wants a writable array, the file stays as it is.
             self._maps[entry.key] = np.memmap(self.path(entry), dtype=np.uint8, mode="c")
         return self._maps[entry.key]
