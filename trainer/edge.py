@@ -15,7 +15,7 @@ import runpy
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from trainer.errors import DONE, UNKNOWN, OutOfMemory, PeerLost, QwenVLError
@@ -123,6 +123,18 @@ def _take_log() -> None:
         )
         os.dup2(log, 1)
         os.dup2(log, 2)
+
+
+def by_hand(program: Callable[[], None]) -> None:
+    """The edge of a program that the launcher may have started, or a person: `python -m trainer.train ...` by hand
+    ends with one message and the error's exit code; under `run` the error goes there."""
+    if LAUNCHER in os.environ:
+        return program()
+    try:
+        program()
+    except QwenVLError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(error.code)
 
 
 def run(module: str, args: Sequence[str]) -> NoReturn:

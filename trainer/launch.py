@@ -67,13 +67,11 @@ def parse(argv: Sequence[str], env: Mapping[str, str]) -> Options:
         (list(argv[: argv.index("--")]), list(argv[argv.index("--") + 1 :])) if "--" in argv else (list(argv), [])
     )
     parser = argparse.ArgumentParser(prog="python -m trainer.launch", description="Start the ranks of one node.")
-    parser.add_argument("--nnodes", type=int, default=int(env.get("PET_NNODES", "1").split(":")[0]))
-    parser.add_argument("--nproc-per-node", type=int, default=int(env.get("PET_NPROC_PER_NODE", "1")))
+    parser.add_argument("--nnodes", type=int, default=env.get("PET_NNODES", "1").split(":")[0])
+    parser.add_argument("--nproc-per-node", type=int, default=env.get("PET_NPROC_PER_NODE", "1"))
     parser.add_argument("--module", default="trainer.train", help="program of a rank, run as python -m MODULE")
     parser.add_argument("--stage-uri", help="default: OUT/STAGE of the program's --out and --stage")
-    parser.add_argument(
-        "--attempt", type=int, default=int(env[heartbeat.ATTEMPT]) if heartbeat.ATTEMPT in env else None
-    )
+    parser.add_argument("--attempt", type=int, default=env.get(heartbeat.ATTEMPT))  # argparse converts text
     parser.add_argument("--shutdown-timeout", type=float, default=120.0, help="seconds for a commit after SIGTERM")
     parser.add_argument("--peer-grace", type=float, default=PEER_GRACE_S, help="seconds for ranks after another failed")
     parser.add_argument("--heartbeat", type=float, default=10.0, help="seconds between heartbeats in storage")

@@ -297,6 +297,8 @@ class Stage(Strict):
     checkpoint: Checkpointing = execution(default_factory=Checkpointing)
     sampling: Sampling | None = result(None)
     dpo: Dpo | None = result(None)
+    skip_samples: list[Annotated[str, Field(pattern=r"^[^/]+/.+$")]] = result(default_factory=list)
+    """SOURCE/ID of samples that are left out: they keep their place in the packs as tokens without target."""
     held_out_packs: int = execution(8, ge=0)
     """Packs of held-out data whose loss is measured before and after the stage."""
     log_every_steps: int = execution(1, ge=1)
@@ -373,6 +375,9 @@ class Recipe(Strict):
                     problems.append(f"{at}.data.{source}: no such source; prepare.sources has {sorted(sources)}")
                 elif (sources[source].kind == "preference") != (name == "dpo"):
                     problems.append(f"{at}.data.{source}: preference pairs go into dpo, and dpo takes nothing else")
+            for sample in stage.skip_samples:
+                if sample.partition("/")[0] not in stage.data:
+                    problems.append(f"{at}.skip_samples: {sample!r} is of no source of {at}.data")
             for task in stage.sampling.tasks if stage.sampling else []:
                 if task not in sources:
                     problems.append(f"{at}.sampling.tasks: no such source {task!r}")

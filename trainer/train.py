@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from trainer import handover
+from trainer.edge import by_hand
 from trainer.errors import Preempted
 from trainer.heartbeat import pulse
 from trainer.step.asked import Job, parse
@@ -48,7 +49,11 @@ def train(job: Job) -> None:
     mesh, device = join_group(stage.compute, job.recipe.seed)
     stop = StopSignal()
     inputs = start.read_inputs(job, mesh)
-    changes = start.claim(job, inputs)
+    manifest = resume.newest(job.uri)
+    changes = start.claim(job, inputs, manifest)
+    identity = start.identity_of(job, inputs, changes)
+    if manifest is not None:
+        resume.check(manifest, identity, where=job.uri)
 
     # ---- the parent's weights; what is frozen and what is trained; engine
     pulse().beat(phase="load")
@@ -60,10 +65,7 @@ def train(job: Job) -> None:
     reference, held_out_reference = start.references(job, inputs, engine, device)
     place = start.placer(model, device, known=reference)
     place_held_out = start.placer(model, device, known=held_out_reference)
-    identity = start.identity_of(job, inputs, changes)
-    manifest = resume.newest(job.uri)
     if manifest is not None:
-        resume.check(manifest, identity, where=job.uri)
         resume.load(engine, job.uri, manifest)
     done = manifest.step if manifest else 0
 
@@ -127,12 +129,13 @@ def steps(ready: Ready, manifest: Manifest | None, held_out: Mapping[str, float]
 
     job, inputs, engine = ready.job, ready.inputs, ready.engine
     stage, num_steps = job.stage, inputs.plan.num_steps
-    done, skips = (manifest.step, manifest.skips) if manifest else (0, ())
+    done = manifest.step if manifest else 0
+    left_out = dict(manifest.extra.get("left_out", {}) if manifest else {})
     pulse().beat(phase="train", step=done)
     uploader = Uploader(job.uri, ready.identity, keep=stage.checkpoint.keep, resumed=manifest)
     snapshots = Snapshots()
     clock, log = StepClock(job, inputs, ready.device), Log(job, inputs, ready.identity, done)
-    loader = inputs.loader(start_step=done, skips=skips)
+    loader = inputs.loader(start_step=done)
     log.begin(held_out)
     for step in clock.timed(loader):
         number = step.number + 1
@@ -145,6 +148,8 @@ def steps(ready: Ready, manifest: Manifest | None, held_out: Mapping[str, float]
             step=number,
             own=clock.own(step.batches, stop=ready.stop.asked),
         )
+        for name, count in step.left_out.items():
+            left_out[name] = left_out.get(name, 0) + count
         last, stopping = number == num_steps, figures.sums["stop"] > 0
         pulse().beat(step=number)
         uploader.poll()
@@ -154,9 +159,9 @@ def steps(ready: Ready, manifest: Manifest | None, held_out: Mapping[str, float]
             uploader.commit(
                 snapshots.take(engine, step=number),
                 loader=loader.state,
-                skips=skips,
+                skips=inputs.skips,
                 metrics=log.metrics.drain(),
-                extra={"held_out": held_out},
+                extra={"held_out": held_out, "left_out": dict(left_out)},
             )
         if stopping and not last:
             pulse().beat(phase="commit")
@@ -172,4 +177,4 @@ def steps(ready: Ready, manifest: Manifest | None, held_out: Mapping[str, float]
 
 
 if __name__ == "__main__":
-    main()
+    by_hand(main)

@@ -170,6 +170,7 @@ def test_a_broken_image_stops_with_the_sample_and_its_shard(tmp_path, name):
         loaded(tmp_path, plan)
     assert told.value.sample_id == "captions/caption-1"
     assert "captions/caption-1, captions shard 0 row 1" in str(told.value)
+    assert """--set 'stages.STAGE.skip_samples=["captions/caption-1"]' --accept-change""" in str(told.value)
 
 
 def test_a_skipped_sample_keeps_its_place_as_tokens_without_target(tmp_path):
@@ -186,6 +187,7 @@ def test_a_skipped_sample_keeps_its_place_as_tokens_without_target(tmp_path):
     assert batch.num_targets == sum(place.targets for place in places) - places[number].targets
     assert step.target_tokens == sum(batch.num_targets for batch in step.batches)
     assert step.target_tokens == plan.target_tokens(0) - places[number].targets
+    assert step.left_out == {"samples": 1, "target_tokens": places[number].targets}
 
 
 def test_a_flipped_bit_in_the_shard_is_never_a_skip(tmp_path):

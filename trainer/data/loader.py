@@ -9,12 +9,13 @@ Threads read, verify, decode and pack ahead of the training loop: PIL, PyAV, has
 interpreter lock, and starting worker processes would cost more than a small run takes. Order does not depend on them.
 
 A MediaError or ShardError carries the sample in `error.sample_id` ("source/id"). A sample is skipped only when its id
-is in `skips`: whoever decides that commits it to storage first and then makes a new loader. A skipped sample keeps its
-place in the pack as tokens without target.
+is in `skips`: a person decides that in the recipe (stages.STAGE.skip_samples), which is stored before the stage goes
+on. A skipped sample keeps its place in the pack as tokens without target.
 """
 
 from __future__ import annotations
 
+import json
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,13 +25,13 @@ from typing import Any
 
 import numpy as np
 
-from trainer import storage
+from trainer import cache, storage
 from trainer.data.batch import PackedBatch, pack_batch, without_targets
 from trainer.data.encode import Encoded, encode
 from trainer.data.layout import Fit, Rules, layout
 from trainer.data.plan import EMPTY, Place, Plan, assign
 from trainer.data.shards import DEFAULT_CACHE_BYTES, ShardReader, Source
-from trainer.errors import CountMismatch, DataError, PlanError, QwenVLError
+from trainer.errors import CountMismatch, DataError, MediaError, PlanError, QwenVLError
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Step:
     """Of all groups: the loss's denominator, less skips."""
     pairs: int
     """Of all groups: DPO's denominator, less skips."""
+    left_out: dict[str, int]
+    """Of all groups: uses of skipped samples, and the target tokens they would have had: {samples, target_tokens}."""
 
 
 class Loader:
@@ -61,7 +64,7 @@ class Loader:
         end_step: int | None = None,
         skips: Iterable[str] = (),
         cache_dir: str | None = None,
-        cache_bytes: int = DEFAULT_CACHE_BYTES,
+        cache_bytes: int | None = None,
         threads: int = 1,
         prefetch_packs: int = 4,
     ):
@@ -72,13 +75,14 @@ class Loader:
         self.threads, self.prefetch_packs = threads, prefetch_packs
         self.sources = [_open(out, facts) for facts in plan.sources]
         self.rules = [_rules(rules, facts) for facts in plan.sources]
+        cache_bytes = cache_bytes or cache.limit_bytes() or DEFAULT_CACHE_BYTES
         self.readers = [
             ShardReader(source, cache_dir=cache_dir, cache_bytes=cache_bytes // len(self.sources))
             for source in self.sources
         ]
         some = self.rules[0]
         self.pad_id = some.tokenizer.id(some.family.markers.eos)
-        self.patch_width = 3 * some.family.temporal_patch_size * some.family.patch_size**2
+        self.shape = {"patch_width": some.family.patch_width, "grid_columns": some.family.grid_columns}
         self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
         if not 0 <= group < num_groups:
@@ -104,26 +108,29 @@ class Loader:
                     ahead += 1
                 number, futures = waiting.popleft()
                 batches = [future.result() for future in futures]
-                targets, pairs = self.denominators(number)
+                targets, pairs, left_out = self.denominators(number)
                 self.step = number + 1
-                yield Step(number, batches, targets, pairs)
+                yield Step(number, batches, targets, pairs, left_out)
         finally:
             for _, futures in waiting:
                 for future in futures:
                     future.cancel()
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def denominators(self, step: int) -> tuple[int, int]:
-        """(target tokens, preference pairs) of a step over all groups: the plan's, less what is skipped."""
+    def denominators(self, step: int) -> tuple[int, int, dict[str, int]]:
+        """(target tokens, preference pairs) of a step over all groups: the plan's, less what is skipped; and that."""
         targets, pairs = self.plan.target_tokens(step), self.plan.pairs(step)
+        left_out = {"samples": 0, "target_tokens": 0}
         if not self.skips:
-            return targets, pairs
+            return targets, pairs, left_out
         for index in self.plan.packs_of(step).tolist():
             for place in self.plan.pack(index).places if index != EMPTY else ():
                 if self.sample_id(place) in self.skips:
                     targets -= place.targets
                     pairs -= self.plan.sources[place.source]["kind"] == "preference"
-        return targets, pairs
+                    left_out["samples"] += 1
+                    left_out["target_tokens"] += place.targets
+        return targets, pairs, left_out
 
     def sample_id(self, place: Place) -> str:
         source = self.sources[place.source]
@@ -138,7 +145,7 @@ class Loader:
         ids = [self.sample_id(place) for place in places]
         samples = [self._encoded(place, name) for place, name in zip(places, ids, strict=True)]
         return pack_batch(
-            samples, ids, length=self.plan.length, pad_id=self.pad_id, patch_width=self.patch_width, pack=index
+            samples, ids, length=self.plan.length, pad_id=self.pad_id, pack=index, **self.shape
         )
 
     def plan_pack(self, index: int) -> tuple[Place, ...]:
@@ -147,7 +154,7 @@ class Loader:
 
     def _encoded(self, place: Place, name: str) -> Encoded:
         if name in self.skips:
-            return without_targets(place.tokens, self.pad_id, self.patch_width)
+            return without_targets(place.tokens, self.pad_id, **self.shape)
         rules = self.rules[place.source]
         try:
             with self._lock:
@@ -157,6 +164,10 @@ class Loader:
             files = self.readers[place.source].media(place.shard, place.row)
             where = f"{name}, {self.plan.sources[place.source]['uri']} shard {place.shard} row {place.row}"
             encoded = encode(sample, found, files, rules, where=where)
+        except MediaError as error:
+            told = MediaError(error.what, where=error.where, expected=error.expected, got=error.got, do=self._do(name))
+            told.sample_id = name
+            raise told from error
         except QwenVLError as error:
             error.sample_id = name
             raise
@@ -164,6 +175,14 @@ class Loader:
             raise DataError("a planned sample cannot be laid out", where=name, got=str(error)) from error
         _compare(place, (len(encoded.ids), len(encoded.patches), len(encoded.label_ids)), name)
         return encoded
+
+    def _do(self, name: str) -> str:
+        stage = self.plan.header["facts"].get("stage", "STAGE")
+        field = f"stages.{stage}.skip_samples"
+        return (
+            f"repair the file and prepare again, or leave the sample out and go on: --set '{field}="
+            f"{json.dumps(sorted({*self.skips, name}))}' --accept-change {field}"
+        )
 
     def close(self) -> None:
         if self._pool is not None:

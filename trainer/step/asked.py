@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from trainer import resolve, storage
 from trainer.errors import UsageError
+from trainer.heartbeat import ATTEMPT
 from trainer.recipe import Recipe, Stage
 
 
@@ -44,5 +45,7 @@ def parse(argv: Sequence[str] | None, about: str | None) -> Job:
     stages = recipe.stages.named()
     if args.stage not in stages:
         raise UsageError("the recipe has no such stage", where=args.stage, expected=", ".join(stages))
-    attempt = int(os.environ.get("QWENVL_ATTEMPT", "1"))
-    return Job(recipe, args.stage, stages[args.stage], args.out.rstrip("/"), tuple(args.accept), attempt)
+    attempt = os.environ.get(ATTEMPT, "1")
+    if not attempt.isdecimal():
+        raise UsageError("not the number of an attempt", where=ATTEMPT, expected="1, 2, ...", got=attempt)
+    return Job(recipe, args.stage, stages[args.stage], args.out.rstrip("/"), tuple(args.accept), int(attempt))

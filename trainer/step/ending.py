@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from trainer import handover, storage
 from trainer import manifest as manifests
+from trainer.errors import CheckpointError
 from trainer.handover import FreezeRow, StageResult
 from trainer.heartbeat import utc
 from trainer.manifest import Change
@@ -107,8 +108,7 @@ def result_of(
     wall_s: float,
 ) -> StageResult:
     """What is handed to the next stage; figures come from the metrics committed with the last checkpoint."""
-    manifest = manifests.newest(job.uri)
-    assert manifest is not None and manifest.step == inputs.plan.num_steps
+    manifest = _last_checkpoint(job, inputs)
     rows = history(job.uri, manifest)
     parent = inputs.parent
     return StageResult(
@@ -127,6 +127,7 @@ def result_of(
         init_origin=parent.init_origin,
         metrics=_figures(inputs, rows) | {
             "held_out_before": dict(held_out[0]), "held_out_after": dict(held_out[1]), "resumed_from": resumed_from,
+            "left_out": manifest.extra.get("left_out", {}),
         },
         attempts=job.attempt,
         world_size=inputs.mesh.world_size,
@@ -134,6 +135,23 @@ def result_of(
         wall_s=round(wall_s, 3),
         finished_at=utc(),
     )  # fmt: skip
+
+
+def _last_checkpoint(job: Job, inputs: Inputs) -> manifests.Manifest:
+    """
+    Raises:
+        CheckpointError: it is gone, or of another step than the plan's last.
+    """
+    manifest, want = manifests.newest(job.uri), inputs.plan.num_steps
+    if manifest is None or manifest.step != want:
+        raise CheckpointError(
+            "the stage's last step has no checkpoint",
+            where=manifests.folder(job.uri),
+            expected=f"step {want}, committed by this attempt",
+            got="no checkpoint" if manifest is None else f"step {manifest.step} is the newest",
+            do="somebody removed it, or another run lives in this output: run the stage again, alone",
+        )
+    return manifest
 
 
 def _figures(inputs: Inputs, rows: Sequence[Row]) -> dict[str, Any]:
@@ -149,6 +167,9 @@ def _figures(inputs: Inputs, rows: Sequence[Row]) -> dict[str, Any]:
         "padding_tokens": plan.statistics["padding_tokens"],
         "patches": plan.statistics["patches"],
         "fill": plan.fill,
+        "read_amplification": plan.statistics.get("read_amplification", 0.0),
+        "skip_samples": list(inputs.skips),
+        "held_out_samples": inputs.held_out.statistics["samples"] if inputs.held_out is not None else 0,
     }
     for name in ("loss", "accuracy", "margin"):
         if rows and name in rows[0].values:

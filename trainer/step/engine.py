@@ -185,5 +185,5 @@ def _check_finite(
         got=f"{what} {sums['loss_sum' if what == 'loss' else 'grad_square']}"
         + (f"; samples here: {', '.join(name for pack in suspects for name in pack.sample_ids)}" if suspects else
            "; this rank's own loss is finite, another rank's is not"),
-        do="look at these samples, or lower the learning rate",
+        do="look at these samples; leave bad ones out (stages.STAGE.skip_samples), or lower the learning rate",
     )  # fmt: skip

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -16,12 +14,12 @@ from trainer.data.layout import Rules, stage_rules
 from trainer.data.loader import Loader
 from trainer.data.plan import Plan, assign
 from trainer.data.tokenizer import Tokenizer
-from trainer.errors import PlanError
+from trainer.errors import PlanError, StageMismatch
 from trainer.handover import StageResult
-from trainer.manifest import Change
+from trainer.manifest import Change, Manifest
 from trainer.models import freeze, hub
 from trainer.models.config import tokenizer_uri
-from trainer.models.family import Family, load_family
+from trainer.models.family import Family, Parts, load_family, parts_of
 from trainer.resolve import resolved, stage_digest, stage_fields
 from trainer.state.upload import Identity
 from trainer.step import attention, reference
@@ -48,13 +46,16 @@ class Inputs:
     parent_uri: str
     """Of its model folder."""
     family: Family
-    parts: ModuleType
+    parts: Parts
     """The family's torch module."""
+    skips: tuple[str, ...]
+    """SOURCE/ID of samples that are left out."""
     zero_config: dict[str, Any]
     compute_dtype: torch.dtype
     handover_dtype: torch.dtype
 
-    def loader(self, *, start_step: int = 0, skips: Iterable[str] = (), plan: Plan | None = None) -> Loader:
+    def loader(self, *, start_step: int = 0, plan: Plan | None = None) -> Loader:
+        """Of this rank's group; the stage's skipped samples are left out, of held-out data, too."""
         return Loader(
             plan or self.plan,
             self.out,
@@ -62,7 +63,7 @@ class Inputs:
             group=self.mesh.group,
             num_groups=self.mesh.num_groups,
             start_step=start_step,
-            skips=skips,
+            skips=self.skips,
         )
 
     def group_of(self, name: str) -> str:
@@ -100,7 +101,8 @@ def read_inputs(job: Job, mesh: Mesh) -> Inputs:
         parent=parent,
         parent_uri=parent_uri,
         family=family,
-        parts=importlib.import_module(f"{type(family).__module__}_model"),
+        parts=parts_of(family),
+        skips=tuple(job.stage.skip_samples),
         zero_config=zero_config(job.stage, len(assign(plan, 0, mesh.num_groups)[0])),
         compute_dtype=DTYPES[job.stage.compute.precision],
         handover_dtype=DTYPES[job.recipe.export.dtype],
@@ -117,8 +119,15 @@ def read_inputs(job: Job, mesh: Mesh) -> Inputs:
     return inputs
 
 
-def claim(job: Job, inputs: Inputs) -> tuple[Change, ...]:
-    """Write what this stage learns from into OUT/STAGE/stage.json at its first step; later, compare.
+def claim(job: Job, inputs: Inputs, manifest: Manifest | None) -> tuple[Change, ...]:
+    """Write what this stage learns from into OUT/STAGE/stage.json at its first step; later, compare. All ranks.
+
+    A stage begins with its first committed checkpoint: before that, stage.json is written anew. From then on its steps
+    are steps of one plan, and its weights have one parent; no accepted change covers another one.
+
+    Returns:
+        Accepted changes since the stage began, in order, each with the step after which it holds. One that a checkpoint
+        records need not be accepted again.
 
     Raises:
         StageMismatch: a result field, the plan or the parent differs from those that the stage began with.
@@ -129,12 +138,37 @@ def claim(job: Job, inputs: Inputs) -> tuple[Change, ...]:
         "plan": inputs.plan.digest,
         "parent": inputs.parent.model.digest,
     }
-    stored = storage.read_json(uri) if storage.exists(uri) else asked
-    changes = handover.compare(stored["fields"], asked["fields"], where=uri, accept=job.accept)
+    begins = manifest is None or not storage.exists(uri)
+    stored = asked if begins else storage.read_json(uri)
+    changes = compared(stored, asked, manifest, where=uri, accept=job.accept)
     dist.barrier()  # everyone has read before anyone writes
-    if inputs.mesh.rank == 0 and not storage.exists(uri):
+    if begins and inputs.mesh.rank == 0:
         storage.write_json(uri, asked)
-    return tuple(changes)
+    return changes
+
+
+def compared(
+    stored: Mapping[str, Any], asked: Mapping[str, Any], manifest: Manifest | None, *, where: str, accept: Iterable[str]
+) -> tuple[Change, ...]:
+    """What the checkpoint records as accepted, and what is accepted now, between a stored stage.json and the one asked
+    for.
+
+    Raises:
+        StageMismatch: a field differs that was not accepted, or the plan or the parent differs.
+    """
+    for name in ("plan", "parent"):
+        if stored[name] != asked[name]:
+            raise StageMismatch(
+                f"the stage has begun with another {name}",
+                where=where,
+                expected=f"{name} {stored[name]} (stored)",
+                got=f"{name} {asked[name]} (asked for)",
+                do="bring back the recipe and data of before (no --accept-change covers another plan or parent), use "
+                "another output, or remove the stage's folder to begin it again",
+            )
+    earlier, step = (manifest.accepted_changes, manifest.step) if manifest is not None else ((), 0)
+    before = {**stored["fields"], **{change.field: change.asked for change in earlier}}
+    return (*earlier, *handover.compare(before, asked["fields"], where=where, accept=accept, step=step))
 
 
 def identity_of(job: Job, inputs: Inputs, changes: tuple[Change, ...]) -> Identity:
@@ -190,7 +224,7 @@ def references(
         if plan is None:
             found.append(None)
             continue
-        key = reference.key_of(plan.digest, inputs.parent.model.digest)
+        key = reference.key_of(plan.digest, inputs.parent.model.digest, inputs.skips)
         found.append(
             reference.reference_for(
                 engine,

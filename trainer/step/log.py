@@ -73,7 +73,12 @@ class Log:
         plan, mesh = self.inputs.plan, self.inputs.mesh
         resumed = f"goes on after step {self.done} of {plan.num_steps}" if self.done else f"{plan.num_steps} steps"
         known = "".join(f", held-out {name} {value:.4f}" for name, value in held_out.items() if name != "count")
+        known = known or ", no held-out samples"
         self._say(f"{self.job.name}: {resumed}, {mesh.world_size} ranks, fill {plan.fill:.2%}{known}")
+        if self.inputs.skips:
+            self._say(
+                f"{self.job.name}: leaves out {len(self.inputs.skips)} samples: {', '.join(self.inputs.skips[:8])}"
+            )
 
     def step(self, number: int, values: Mapping[str, float]) -> None:
         if not self.speaks:

@@ -8,7 +8,7 @@ rejected.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -27,8 +27,10 @@ NAME = "reference.parquet"
 Reference = dict[tuple[int, int], tuple[float, float]]
 
 
-def key_of(plan_digest: str, model_digest: str) -> str:
-    return digest({"format": 1, "plan": plan_digest, "model": model_digest})
+def key_of(plan_digest: str, model_digest: str, skips: Sequence[str] = ()) -> str:
+    """A skipped pair has no reference."""
+    left_out = {"skips": sorted(skips)} if skips else {}
+    return digest({"format": 1, "plan": plan_digest, "model": model_digest, **left_out})
 
 
 def read(uri: str, key: str) -> Reference | None:
