@@ -218,8 +218,19 @@ def _source_counts(source: Source, parts: list[Columns], rules: Rules, **facts) 
         fits=[tuple(map(int, row)) for row in fits] or [(0, 0, 0)],
         reasons=REASONS,
         shard_bytes=[shard["size_bytes"] for shard in source.manifest["shards"]],
+        row_bytes=_row_bytes(source),
         **facts,
     )
+
+
+def _row_bytes(source: Source) -> np.ndarray:
+    """int64[N]: what the loader reads of each row's shard; nothing for a row without media."""
+    found = [np.zeros(0, np.int64)]
+    for shard in range(source.num_shards):
+        index = source.index(shard)
+        size, images, videos = (index[name].to_numpy() for name in ("size", "num_images", "num_videos"))
+        found.append(np.where(images + videos > 0, size, 0))
+    return np.concatenate(found)
 
 
 def family_facts(family: Family) -> str:

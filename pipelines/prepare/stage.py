@@ -12,10 +12,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from pipelines.prepare.count import Counter, family_facts
+from pipelines.prepare.count import Counter, family_facts, rules_for, rules_ref
 from pipelines.prepare.ingest import source_uri
-from trainer import storage
-from trainer.data.mixture import SourceCounts
+from trainer import cache, storage
+from trainer.data.mixture import SourceCounts, drops_of
 from trainer.data.plan import Order, Plan, make_plan
 from trainer.data.shards import Source
 from trainer.data.tokenizer import Tokenizer
@@ -38,11 +38,13 @@ def prepare_stage(recipe: Recipe, stage: str, out: str) -> Plan:
     if stage not in named:
         raise UsageError("the recipe has no such stage", where=stage, expected=", ".join(named))
     started = time.monotonic()
+    _check_skips(recipe, stage, out)
     counter = Counter(recipe, stage, out)
     target = storage.join(out, stage, "plan")
     plan = _make(recipe, stage, "train", counter, target)
     if named[stage].held_out_packs and _folders(recipe, stage, "held_out", out):
         _make(recipe, stage, "held_out", counter, storage.join(target, "held_out"))
+    assert plan is not None
     print(f"plan: {stage} done ({time.monotonic() - started:.1f} s, {counter.tokenised} samples tokenised)", flush=True)
     return plan
 
@@ -113,12 +115,15 @@ def _order(recipe: Recipe, config: Stage, split: str, facts: Json) -> Order:
     )
 
 
-def _make(recipe: Recipe, stage: str, split: str, counter: Counter, target: str) -> Plan:
+def _make(recipe: Recipe, stage: str, split: str, counter: Counter, target: str) -> Plan | None:
+    """The plan of one split; None when nothing of what is held out fits, which is told and is no error: a user's own
+    data may have no such part, and the stage then goes on without a held-out loss."""
     out, config = counter.out, recipe.stages.named()[stage]
     folders = _folders(recipe, stage, split, out)
     facts = _facts(recipe, stage, split, folders, out)
     order = _order(recipe, config, split, facts)
-    stored = _stored(target, order)
+    rules = {name: rules_for(rules_ref(recipe, stage, name, out)).digest for name in folders}
+    stored = _stored(target, order, rules)
     if stored is not None:
         print(f"plan: {stage} {split} is already there ({stored.num_steps} steps)", flush=True)
         return stored
@@ -133,23 +138,88 @@ def _make(recipe: Recipe, stage: str, split: str, counter: Counter, target: str)
         )
         for name, folder in folders.items()
     ]
-    counts = [source for source in counts if split == "train" or (source.fit >= 0).any()]
+    fitting = [source for source in counts if (source.fit >= 0).any()]
+    if split == "held_out" and not fitting:
+        print(f"plan: {stage} {split}: {_nothing_fits(counts, order)}", flush=True)
+        storage.remove_tree(target)  # of a recipe before
+        return None
     if not counts:
-        raise PlanError("the stage has no data", where=f"stages.{stage}.data", got=f"{sorted(config.data)} ({split})")
-    plan = make_plan(counts, order)
+        raise PlanError(
+            "the stage has no data",
+            where=f"stages.{stage}.data ({split})",
+            expected="a source with samples",
+            got=f"{', '.join(sorted(config.data))}, without a sample",
+            do="add a source, or give stages.*.sampling more requests",
+        )
+    plan = make_plan(counts if split == "train" else fitting, order)
+    _refuse_too_large(plan, out, stage)
     plan.write(target)
     _print(plan, stage, split, counts)
     return plan
 
 
-def _stored(target: str, order: Order) -> Plan | None:
-    """The stored plan when it was made from the same facts and order."""
+def _nothing_fits(counts: list[SourceCounts], order: Order) -> str:
+    """What was dropped of each source and why, in one line."""
+    dropped = "; ".join(
+        f"{source.name}: {len(source.row)} samples, dropped: "
+        + (", ".join(f"{count} {reason}" for reason, count in drops_of(source).items()) or "none")
+        for source in counts
+    )
+    return (
+        f"no held-out samples fit packs of {order.length} tokens and {order.patch_budget} patches ({dropped}); the "
+        "stage goes on without a held-out loss. To have one, raise packing.length or packing.patch_budget, or hold out "
+        "shorter samples"
+    )
+
+
+def _refuse_too_large(plan: Plan, out: str, stage: str) -> None:
+    """A node whose cache cannot hold what the lanes have open fetches each shard again and again."""
+    limit, need = cache.limit_bytes(), plan.statistics["node_cache_bytes"]
+    if limit is None or storage.local_path(out) is not None or need <= limit:
+        return
+    raise PlanError(
+        "the plan needs a larger node cache than the cluster has",
+        where=f"stages.{stage}",
+        expected=f"at most {limit / 1e9:.1f} GB ({cache.BYTES}, from storage.cache.size of the cluster file)",
+        got=f"{need / 1e9:.1f} GB of shards open at a time",
+        do="lower prepare.window_shards or prepare.lanes, or give nodes a larger cache",
+    )
+
+
+def _check_skips(recipe: Recipe, stage: str, out: str) -> None:
+    """Every sample that the stage is to leave out is one of its sources'."""
+    asked = recipe.stages.named()[stage].skip_samples
+    unknown = set(asked)
+    for split in ("train", "held_out") if asked else ():
+        for name, folder in _folders(recipe, stage, split, out).items():
+            mine = {skip for skip in unknown if skip.startswith(f"{name}/")}
+            source = Source.open(source_uri(out, folder, split))
+            for shard in range(source.num_shards if mine else 0):
+                unknown -= mine & {f"{name}/{known}" for known in source.index(shard)["id"].to_pylist()}
+    if unknown:
+        raise UsageError(
+            "a sample that is to be left out does not exist",
+            where=f"stages.{stage}.skip_samples",
+            expected="SOURCE/ID as an error names it",
+            got=", ".join(sorted(unknown)[:8]),
+        )
+    if asked:
+        print(f"plan: {stage} leaves out {len(asked)} samples: {', '.join(asked[:8])}", flush=True)
+
+
+def _stored(target: str, order: Order, rules: dict[str, str]) -> Plan | None:
+    """The stored plan when it was made from the same facts and order, and by code that lays samples out alike: `rules`
+    are digests by source, with the versions of layout and rendering in them."""
     if not storage.exists(storage.join(target, "plan.json")):
         return None
     plan = Plan.read(target)
-    same = plan.header["facts"] == dict(order.facts) and all(
-        plan.header[name] == getattr(order, name)
-        for name in ("length", "patch_budget", "lanes", "packs_per_step", "seed")
+    same = (
+        plan.header["facts"] == dict(order.facts)
+        and all(
+            plan.header[name] == getattr(order, name)
+            for name in ("length", "patch_budget", "lanes", "packs_per_step", "seed")
+        )
+        and all(row["rules_digest"] == rules.get(row["name"]) for row in plan.sources)
     )
     return plan if same else None
 
@@ -162,9 +232,9 @@ def _refuse_if_begun(out: str, stage: str, split: str) -> None:
         raise StageMismatch(
             "the stage has begun with another plan",
             where=target,
-            expected="the recipe and data that it was begun with",
-            got="a recipe or data that need another plan",
-            do=f"use the recipe of before, another output, or remove {storage.join(out, stage)} to begin again",
+            expected="the recipe, data and version of the data code that it was begun with",
+            got="a recipe, data or code that need another plan",
+            do=f"use those of before, another output, or remove {storage.join(out, stage)} to begin again",
         )
 
 
@@ -174,7 +244,8 @@ def _print(plan: Plan, stage: str, split: str, counts: list[SourceCounts]) -> No
     print(
         f"plan: {stage} {split}: {plan.num_steps} steps, {plan.num_packs} packs of {plan.length} tokens, "
         f"fill {facts['fill']:.2%}, patches {facts['patch_fill']:.0%} of {plan.patch_budget}, "
-        f"{facts['epochs']} epochs, node cache {facts['node_cache_bytes'] / 1e6:.0f} MB",
+        f"{facts['epochs']} epochs, node cache {facts['node_cache_bytes'] / 1e6:.0f} MB, a node that runs all lanes "
+        f"fetches {facts['fetched_bytes'] / 1e6:.0f} MB, read amplification {facts['read_amplification']:.2f}",
         flush=True,
     )
     print(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import random
+import threading
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +15,7 @@ import pytest
 from trainer.data.mixture import Order, SourceCounts, drops_of
 from trainer.data.order import id_hash
 from trainer.data.packing import Bin, _Open, lower_bound, pack_windows
-from trainer.data.plan import EMPTY, Plan, assign, make_plan, step_packs
+from trainer.data.plan import EMPTY, Plan, _read_segment, assign, make_plan, step_packs
 from trainer.errors import PlanError
 
 ORDER = Order(length=512, patch_budget=1024, lanes=4, packs_per_step=4, seed=1234, steps=12)
@@ -66,6 +69,54 @@ def test_a_plan_is_read_back_as_it_was_made(tmp_path, monkeypatch):
     assert [step_packs(read, step) for step in range(12)] == [step_packs(made, step) for step in range(12)]
     assert [read.pack(index) for index in range(48)] == [made.pack(index) for index in range(48)]
     assert len(read._tables) <= 2
+
+
+def test_threads_that_share_a_plan_read_each_segment_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("trainer.data.plan.SEGMENT_BYTES", 2000)
+    made = make_plan(MIXTURE, ORDER)
+    made.write(str(tmp_path))
+    reads: list[str] = []
+
+    def slow(uri, facts):
+        reads.append(facts["name"])
+        time.sleep(0.05)  # both threads would be here at once
+        return _read_segment(uri, facts)
+
+    monkeypatch.setattr("trainer.data.plan._read_segment", slow)
+    plan = Plan.read(str(tmp_path))
+    both = threading.Barrier(4)
+
+    def packs(_: int) -> list:
+        both.wait()
+        return [plan.pack(index) for index in (0, 1)]
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(found == [made.pack(0), made.pack(1)] for found in pool.map(packs, range(4)))
+    assert len(reads) == len(set(reads)), reads
+
+
+def media_counts(name: str, num: int, shard_bytes: int) -> SourceCounts:
+    """Rows of 10 bytes in shards of a hundred."""
+    num_shards = -(-num // 100)
+    return some_counts(name, num, row_bytes=np.full(num, 10, np.int64), shard_bytes=[shard_bytes] * num_shards)
+
+
+def test_the_plan_says_how_many_bytes_a_node_fetches_for_those_that_it_uses():
+    one_pass = replace(ORDER, steps=None)
+    facts = make_plan([media_counts("captions", 400, 1000)], one_pass).statistics
+    assert (facts["used_bytes"], facts["fetched_bytes"]) == (4000, 4000) and facts["read_amplification"] == 1.0
+    wasteful = make_plan([replace(media_counts("captions", 400, 5000), weight=0.5)], one_pass).statistics
+    assert wasteful["fetched_bytes"] == 20_000 and 1800 < wasteful["used_bytes"] < 2200
+    assert wasteful["read_amplification"] == pytest.approx(20_000 / wasteful["used_bytes"], abs=1e-3)
+    # two epochs: a cache that holds everything serves the second; windows of a part fetch each shard twice
+    steps = 2 * make_plan([media_counts("captions", 400, 1000)], one_pass).num_steps
+    held = make_plan([media_counts("captions", 400, 1000)], replace(ORDER, steps=steps)).statistics
+    assert held["fetched_bytes"] == 4000 and held["read_amplification"] < 0.6
+    order = replace(ORDER, steps=steps - 2, lanes=1, window_shards=1)
+    again = make_plan([media_counts("captions", 400, 1000)], order).statistics
+    assert 8000 <= again["fetched_bytes"] <= 12_000  # what windows carry reaches into the next ones
+    text = make_plan([some_counts("text", 400, pictures=False)], ORDER).statistics
+    assert text["read_amplification"] == text["fetched_bytes"] == 0
 
 
 def test_a_changed_or_damaged_plan_is_an_error(tmp_path):

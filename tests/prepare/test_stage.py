@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from pipelines.prepare import count
+from pipelines.prepare import stage as stages
 from pipelines.prepare.ingest import source_uri
 from pipelines.prepare.stage import prepare_stage
 from tests.prepare.builders import small_recipe
-from trainer import storage
+from trainer import cache, storage
 from trainer.data.layout import layout
 from trainer.data.plan import Plan
 from trainer.data.shards import Source
@@ -120,6 +121,80 @@ def test_a_plan_is_made_once_and_a_begun_stage_keeps_it(out: str, capsys: pytest
     with pytest.raises(StageMismatch, match="begun with another plan"):
         prepare_stage(recipe, "stage1", out)
     assert Plan.read(storage.join(out, "stage1", "plan")).num_steps == 20
+
+
+def test_a_plan_of_code_that_lays_samples_out_otherwise_is_made_again(out: str, monkeypatch: pytest.MonkeyPatch):
+    """Else the loader would refuse the plan and say: prepare again; and that would find it already there."""
+    recipe = small_recipe()
+    first = prepare_stage(recipe, "stage1", out)
+    for module in ("layout", "render"):
+        monkeypatch.setattr(f"trainer.data.{module}.VERSION", 99)
+        count.rules_for.cache_clear()
+        again = prepare_stage(recipe, "stage1", out)
+        assert again.digest != first.digest
+        first = again
+    count.rules_for.cache_clear()
+    (Path(out) / "stage1" / "checkpoints" / "step-00000010").mkdir(parents=True)
+    monkeypatch.undo()
+    with pytest.raises(StageMismatch, match="version of the data code"):
+        prepare_stage(recipe, "stage1", out)
+    count.rules_for.cache_clear()
+
+
+def test_a_held_out_split_in_which_nothing_fits_is_told_and_no_error(out: str, capsys: pytest.CaptureFixture[str]):
+    """Real counts, but every held-out sample is over-long for the stage."""
+    prepare_stage(small_recipe(), "stage1", out)
+    assert Plan.read(storage.join(out, "stage1", "plan", "held_out")).num_packs > 0, "negative control"
+    held = Source.open(source_uri(out, "captions", "held_out"))
+    capsys.readouterr()
+    real = count._source_counts
+
+    def none_fits(source, parts, rules, **facts):
+        if facts["split"] == "held_out":
+            for part in parts:
+                part["drop"][:] = count.REASONS.index("over_long")
+        return real(source, parts, rules, **facts)
+
+    recipe = small_recipe("stages.stage1.schedule.steps=20", "stages.stage1.held_out_packs=3")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(count, "_source_counts", none_fits)
+        plan = prepare_stage(recipe, "stage1", out)
+    told = capsys.readouterr().out
+    assert plan.num_steps == 20
+    assert (
+        f"stage1 held_out: no held-out samples fit packs of 512 tokens and 1024 patches (captions: {held.num_samples}"
+        in told
+    )
+    assert f"dropped: {held.num_samples} over_long" in told and "raise packing.length" in told
+    assert not storage.exists(storage.join(out, "stage1", "plan", "held_out", "plan.json")), "nor one of before"
+
+
+def test_samples_to_leave_out_are_there_and_the_plan_stays(out: str, capsys: pytest.CaptureFixture[str]):
+    first = prepare_stage(small_recipe(), "stage1", out)
+    known = Source.open(source_uri(out, "captions", "train")).sample_id(1, 0)
+    capsys.readouterr()
+    plan = prepare_stage(small_recipe(f"stages.stage1.skip_samples=[captions/{known}]"), "stage1", out)
+    assert plan.digest == first.digest
+    assert f"leaves out 1 samples: captions/{known}" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="captions/nobody"):
+        prepare_stage(small_recipe(f"stages.stage1.skip_samples=[captions/{known}, captions/nobody]"), "stage1", out)
+
+
+def test_a_plan_that_needs_more_cache_than_a_node_has_is_refused(out: str, monkeypatch: pytest.MonkeyPatch):
+    plan = prepare_stage(small_recipe(), "stage1", out)
+    need = plan.statistics["node_cache_bytes"]
+    remote = "s3://bucket/run"
+    for limit, refused in ((need, False), (need - 1, True)):
+        monkeypatch.setenv(cache.BYTES, str(limit))
+        stages._refuse_too_large(plan, out, "stage1")  # a folder is read in place
+        if refused:
+            with pytest.raises(PlanError, match=r"window_shards"):
+                stages._refuse_too_large(plan, remote, "stage1")
+        else:
+            stages._refuse_too_large(plan, remote, "stage1")
+    facts = plan.statistics
+    assert 0 < facts["used_bytes"] <= facts["fetched_bytes"] * facts["epochs"]
+    assert facts["read_amplification"] == pytest.approx(facts["fetched_bytes"] / facts["used_bytes"], abs=1e-3)
 
 
 ERRORS: list[tuple[str, list[str], type[Exception], str]] = [

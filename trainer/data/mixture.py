@@ -52,6 +52,8 @@ class SourceCounts:
     weight: float = 1.0
     shard_bytes: Sequence[int] = ()
     """Size of each shard, for the cache that a node needs."""
+    row_bytes: np.ndarray | None = None
+    """int64[N]: bytes of the row in its shard, 0 for one without media, whose text lies in the index."""
 
     @property
     def num_variants(self) -> int:
@@ -118,6 +120,8 @@ class Pool:
     def __init__(self, sources: Sequence[SourceCounts], order: Order):
         self.sources, self.order = sources, order
         self.columns = {name: Growing(dtype) for name, dtype in PLACE_TYPES.items()}
+        self.window = Growing(np.int32)
+        """Of each entry: which window offered it, over all epochs; 0 while one window is the whole corpus."""
         self.epochs = 0
         self.dropped = [0] * len(sources)
         self.text_pack: list[int] = []
@@ -180,6 +184,7 @@ class Pool:
             }
             for name, column in self.columns.items():
                 column.extend(values[name])
+            self.window.extend(np.zeros(len(rows), np.int32))
 
     def _cut(self, entries: np.ndarray) -> Iterator[np.ndarray]:
         """One window over everything while the corpus has no more shards than the lanes keep open together; else
@@ -198,6 +203,7 @@ class Pool:
             mine = sources == number
             ranks = np.unique(keys[mine], return_inverse=True)[1]
             window[mine] = ranks * num_windows // (int(ranks.max(initial=0)) + 1)
+        self.window.values[entries] = (self.epochs - 1) * num_windows + window
         for number in range(num_windows):
             if (part := entries[window == number]).size:
                 yield part
@@ -294,5 +300,29 @@ def statistics(pool: Pool, packs: list[list[int]], order: Order) -> dict[str, An
         "epochs": pool.epochs,
         "packs_over_lower_bound": len(packs) / max(bound, 1),
         "node_cache_bytes": window_bytes,
+        **reading(pool, used),
         "dropped_uses": sum(pool.dropped),
     }
+
+
+def reading(pool: Pool, used: np.ndarray) -> dict[str, Any]:
+    """What a node that runs every lane fetches and what of it the packs use, in bytes. A shard is fetched whole, once
+    for each window that uses a row of it. `read_amplification` is the one by the other: above 1 when few rows of a
+    shard are used, below 1 when the cache serves a row several times, 0 without media. Lanes share one window, so that
+    each of N nodes fetches nearly all of it, and over all nodes it is N times as much.
+    """
+    owner, shards, rows = (pool.columns[name][used].astype(np.int64) for name in ("source", "shard", "row"))
+    fetched = needed = 0
+    for number, source in enumerate(pool.sources):
+        if source.row_bytes is None or not len(source.shard_bytes):
+            continue
+        mine = owner == number
+        stride = int(source.row.max(initial=0)) + 1
+        sizes = np.zeros(len(source.shard_bytes) * stride, np.int64)
+        sizes[source.shard.astype(np.int64) * stride + source.row] = source.row_bytes
+        found = sizes[shards[mine] * stride + rows[mine]]
+        touched = np.unique(np.stack([pool.window[used][mine][found > 0], shards[mine][found > 0]]), axis=1)
+        fetched += int(np.asarray(source.shard_bytes, np.int64)[touched[1].astype(np.int64)].sum())
+        needed += int(found.sum())
+    amplification = round(fetched / needed, 4) if needed else 0.0
+    return {"fetched_bytes": fetched, "used_bytes": needed, "read_amplification": amplification}

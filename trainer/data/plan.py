@@ -14,6 +14,7 @@ can break, memory or a collective, breaks in minutes and not in days.
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,13 +53,14 @@ class Pack:
 
 class Plan:
     """`header` is the content of plan.json. Columns come from memory (just made) or from segment files, the two last
-    used of which stay mapped."""
+    used of which stay mapped. Threads may share a plan."""
 
     def __init__(self, header: dict[str, Any], tables: Sequence[pa.Table] | None = None, uri: str | None = None):
         self.header, self.uri = header, uri
         self._tables: OrderedDict[int, dict[str, np.ndarray]] = OrderedDict()
         self._keep = 2 if tables is None else len(tables)
         self._written = tables
+        self._lock = threading.Lock()
         for number, table in enumerate(tables or ()):
             self._tables[number] = _columns(table)
 
@@ -113,13 +115,14 @@ class Plan:
     # ------------------------------------------------------------ steps
 
     def _segment(self, number: int) -> dict[str, np.ndarray]:
-        if number not in self._tables:
-            assert self.uri is not None
-            self._tables[number] = _columns(_read_segment(self.uri, self.header["segments"][number]))
-            while len(self._tables) > self._keep:
-                self._tables.popitem(last=False)
-        self._tables.move_to_end(number)
-        return self._tables[number]
+        with self._lock:
+            if number not in self._tables:
+                assert self.uri is not None
+                self._tables[number] = _columns(_read_segment(self.uri, self.header["segments"][number]))
+                while len(self._tables) > self._keep:
+                    self._tables.popitem(last=False)
+            self._tables.move_to_end(number)
+            return self._tables[number]
 
     def _find(self, what: str, index: int) -> tuple[int, dict[str, np.ndarray]]:
         """(position in its segment, the segment's columns) of a step or a pack."""
