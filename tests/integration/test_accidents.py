@@ -6,14 +6,33 @@ test_own_data.py and test_verify.py.
 
 from __future__ import annotations
 
+import os
+import re
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from tests.integration.runs import Finished, files_below, llava, own_recipe, qwenvl, write_llava
+from tests.integration.runs import (
+    LIMIT_S,
+    Finished,
+    command_of,
+    files_below,
+    llava,
+    own_recipe,
+    qwenvl,
+    seconds_until_all_gone,
+    start,
+    told_by,
+    tree_of,
+    wait_until,
+    write_llava,
+)
+from trainer import manifest as manifests
 from trainer.errors import DataError, PlanError, RecipeError
+from trainer.resolve import load_recipe
 
 
 def ended_with(text: str) -> list[str]:
@@ -91,3 +110,49 @@ def test_a_packing_length_that_no_sample_fits_is_an_error_of_the_plan(smoke: Fin
     assert "error in prepare-sft" in told and "16" in told and "12" in told
     assert "do: " in told and "Traceback" not in ended.stdout + told
     assert not list(out.glob("sft/plan/*")), "no half of a plan"
+
+
+def a_long_stage(folder: Path) -> str:
+    """tiny_smoke's stage1 alone, with hundreds of steps and no commit of its own among them."""
+    kept = ("captions", "text")
+    recipe = {
+        "extends": "tiny_smoke",
+        "name": "long",
+        "model": {
+            "pretrain": {"llm_steps": 1, "vision_steps": 1, "sources": {"text": ["text"], "pairs": ["captions"]}}
+        },
+        "prepare": {"sources": {name: None for name in load_recipe("tiny_smoke").prepare.sources if name not in kept}},
+        "stages": {
+            **dict.fromkeys(("stage2", "stage3", "sft", "dpo")),
+            "stage1": {"schedule": {"steps": 500}, "checkpoint": {"every_steps": 500}},
+        },
+    }
+    path = folder / "long.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return str(path)
+
+
+def test_ctrl_c_lets_the_ranks_save_ends_everything_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    recipe, out = a_long_stage(tmp_path), tmp_path / "out"
+
+    def interrupted(begun: str) -> int:
+        """Start, wait until it says `begun`, press Ctrl-C as a terminal does; the step of the newest checkpoint."""
+        top = start(recipe, out)
+        wait_until(lambda: re.search(begun, told_by(out)) is not None, top, out)
+        tree = tree_of(top.pid)
+        ranks = [pid for pid in tree if "trainer.warm" in command_of(pid)]
+        assert ranks and all(os.getpgid(pid) != top.pid for pid in ranks), "the signal does not reach ranks by itself"
+        os.killpg(top.pid, signal.SIGINT)
+        assert top.wait(timeout=60) == 128 + signal.SIGINT, told_by(out)
+        assert seconds_until_all_gone(top.pid, tree) < LIMIT_S
+        newest = manifests.newest(str(out / "stage1"))
+        assert newest is not None, told_by(out)
+        return newest.step
+
+    first = interrupted(r"stage1: step \d+/500")
+    assert 1 <= first < 500
+    told = told_by(out)
+    assert "SIGINT: stopping; a stage saves a checkpoint first" in told and "the same command goes on" in told
+    assert "Traceback" not in told and not (out / "stage1" / "result.json").exists()
+    second = interrupted(rf"stage1: goes on after step {first} of 500(.|\n)*stage1: step {first + 1}/500")
+    assert second > first
