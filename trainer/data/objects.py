@@ -84,6 +84,42 @@ class JsonObjects:
         return entry
 
 
+@dataclass(frozen=True)
+class TaggedObjects:
+    """label and (x1,y1),(x2,y2) between special tokens, one object after the other: Qwen-VL (<ref>, <box>; arXiv
+    2308.12966 section 3) and Qwen2-VL (arXiv 2409.12191 section 2.2.2).
+
+    Ours, where the papers have no words: a point is one (x,y) between the box tokens (UI-TARS, which is a Qwen2-VL,
+    writes it so), a span of time stands in plain text after its label, content after its box. A role is not written.
+    """
+
+    ref_start: str = "<|object_ref_start|>"
+    ref_end: str = "<|object_ref_end|>"
+    box_start: str = "<|box_start|>"
+    box_end: str = "<|box_end|>"
+    name: str = "tagged"
+
+    def write(self, part: Objects, pen: Pen, target: bool) -> list[Piece]:
+        if part.form in ("html", "plain"):
+            return [Piece("text", shared_form(part, pen), target)]
+        return [piece for thing in part.objects for piece in self._entry(part.media, thing, pen, target)]
+
+    def _entry(self, media: int, thing: Object, pen: Pen, target: bool) -> list[Piece]:
+        at = thing.at
+        pieces = self._between(self.ref_start, thing.label, self.ref_end, target) if thing.label else []
+        if isinstance(at, Span):
+            pieces.append(Piece("text", plain(media, thing, pen), target))
+        else:
+            corners = [at.xy] if isinstance(at, Point) else [at.xyxy[:2], at.xyxy[2:]]
+            written = ",".join("({},{})".format(*pen.point(media, *corner)) for corner in corners)
+            pieces += self._between(self.box_start, written, self.box_end, target)
+        return [*pieces, Piece("text", thing.content, target)] if thing.content else pieces
+
+    @staticmethod
+    def _between(start: str, text: str, end: str, target: bool) -> list[Piece]:
+        return [Piece("special", start, target), Piece("text", text, target), Piece("special", end, target)]
+
+
 # ---------------------------------------------------------------- forms that every style shares
 
 
