@@ -193,15 +193,17 @@ class _Seen:
         return grid.width, grid.height
 
     def times(self, index: int) -> tuple[float, ...]:
-        """Seconds of each row of a video's grid: the mean time of the frames that it shows."""
+        """Seconds of each row of a video's grid: the middle of the first and the last frame that it shows.
+
+        Each is divided by the rate first, as transformers' Qwen3VLProcessor does: the mean of the frame numbers divided
+        once rounds to another tenth of a second in 1 of 80 rows.
+        """
         _, frames = self[index]
         if frames is None:
             return ()
         size, fps = self.rules.family.temporal_patch_size, self.media[index].fps
-        numbers = frames.numbers
-        return tuple(
-            sum(numbers[at : at + size]) / len(numbers[at : at + size]) / fps for at in range(0, len(numbers), size)
-        )
+        rows = [frames.numbers[at : at + size] for at in range(0, len(frames.numbers), size)]
+        return tuple((row[0] / fps + row[-1] / fps) / 2 for row in rows)
 
 
 def _image(media: Media, seen: _Seen) -> Grid:
