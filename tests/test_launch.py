@@ -257,6 +257,15 @@ def test_through_torchrun_codes_and_signals_arrive_as_well(tmp_path: Path, behav
 # ---------------------------------------------------------------- small parts
 
 
+@pytest.mark.parametrize("name", ["PET_NNODES", "PET_NPROC_PER_NODE", "QWENVL_ATTEMPT"])
+def test_what_is_no_number_in_the_environment_is_wrong_usage(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--", "--stage", "sft", "--out", "out"]
+    assert parse(words, {name: "3"})
+    with pytest.raises(SystemExit) as ended:
+        parse(words, {name: "auto"})
+    assert ended.value.code == UsageError.code and "'auto'" in capsys.readouterr().err
+
+
 def test_the_stage_is_found_in_the_programs_own_arguments() -> None:
     options = parse(["--nproc-per-node", "2", "--", "--recipe", "tiny", "--stage", "sft", "--out", "s3://b/out"], {})
     assert options.stage_uri == "s3://b/out/sft"

@@ -20,11 +20,11 @@ from pathlib import Path
 from trainer.recipe import STAGES
 
 
-def start(recipe: str, out: Path) -> subprocess.Popen[str]:
+def start(recipe: str, out: Path, *words: str) -> subprocess.Popen[str]:
     """`qwenvl run` in a session of its own, its output in OUT.log."""
     out.parent.mkdir(parents=True, exist_ok=True)
     log = out.with_suffix(".log").open("a")
-    command = [sys.executable, "-m", "pipelines.cli.main", "run", recipe, "--out", str(out)]
+    command = [sys.executable, "-m", "pipelines.cli.main", "run", recipe, "--out", str(out), *words]
     return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, text=True, start_new_session=True)
 
 

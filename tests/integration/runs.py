@@ -108,8 +108,8 @@ def qwenvl(*words: str, timeout_s: float = 240) -> subprocess.CompletedProcess[s
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
 
 
-def start(recipe: str, out: Path) -> subprocess.Popen[str]:
-    return verify.start(recipe, out)
+def start(recipe: str, out: Path, *words: str) -> subprocess.Popen[str]:
+    return verify.start(recipe, out, *words)
 
 
 def told_by(out: Path) -> str:

@@ -31,7 +31,10 @@ from tests.integration.runs import (
     write_llava,
 )
 from trainer import manifest as manifests
+from trainer.data.plan import Plan
+from trainer.data.shards import Source
 from trainer.errors import DataError, PlanError, RecipeError
+from trainer.manifest import Change, Manifest
 from trainer.resolve import load_recipe
 
 
@@ -133,11 +136,12 @@ def a_long_stage(folder: Path) -> str:
 
 
 def test_ctrl_c_lets_the_ranks_save_ends_everything_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    """The second time with a sample left out, which the next checkpoint records."""
     recipe, out = a_long_stage(tmp_path), tmp_path / "out"
 
-    def interrupted(begun: str) -> int:
-        """Start, wait until it says `begun`, press Ctrl-C as a terminal does; the step of the newest checkpoint."""
-        top = start(recipe, out)
+    def interrupted(begun: str, *words: str) -> Manifest:
+        """Start, wait until it says `begun`, press Ctrl-C as a terminal does; the newest checkpoint."""
+        top = start(recipe, out, *words)
         wait_until(lambda: re.search(begun, told_by(out)) is not None, top, out)
         tree = tree_of(top.pid)
         ranks = [pid for pid in tree if "trainer.warm" in command_of(pid)]
@@ -147,12 +151,27 @@ def test_ctrl_c_lets_the_ranks_save_ends_everything_and_the_same_command_goes_on
         assert seconds_until_all_gone(top.pid, tree) < LIMIT_S
         newest = manifests.newest(str(out / "stage1"))
         assert newest is not None, told_by(out)
-        return newest.step
+        return newest
 
     first = interrupted(r"stage1: step \d+/500")
-    assert 1 <= first < 500
+    assert 1 <= first.step < 500 and first.skips == ()
     told = told_by(out)
     assert "SIGINT: stopping; a stage saves a checkpoint first" in told and "the same command goes on" in told
     assert "Traceback" not in told and not (out / "stage1" / "result.json").exists()
-    second = interrupted(rf"stage1: goes on after step {first} of 500(.|\n)*stage1: step {first + 1}/500")
-    assert second > first
+
+    plan = Plan.read(str(out / "stage1" / "plan"))
+    place = plan.pack(int(plan.packs_of(first.step)[0])).places[0]
+    sample = f"captions/{Source.open(str(out / plan.sources[place.source]['uri'])).sample_id(place.shard, place.row)}"
+    field = "stages.stage1.skip_samples"
+    second = interrupted(
+        rf"stage1: goes on after step {first.step} of 500(.|\n)*stage1: step {first.step + 1}/500",
+        *("--set", f'{field}=["{sample}"]', "--accept-change", field),
+    )
+    assert second.step > first.step and second.skips == (sample,)
+    assert second.accepted_changes == (Change(field="skip_samples", stored=[], asked=[sample], step=first.step),)
+    packs = [index for step in range(first.step, second.step) for index in plan.packs_of(step).tolist()]
+    uses = [use for index in packs for use in plan.pack(index).places if use[:3] == place[:3]]
+    assert uses and second.extra["left_out"] == {
+        "samples": len(uses),
+        "target_tokens": sum(use.targets for use in uses),
+    }

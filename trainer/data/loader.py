@@ -144,9 +144,7 @@ class Loader:
         places = self.plan_pack(index) if index != EMPTY else ()
         ids = [self.sample_id(place) for place in places]
         samples = [self._encoded(place, name) for place, name in zip(places, ids, strict=True)]
-        return pack_batch(
-            samples, ids, length=self.plan.length, pad_id=self.pad_id, pack=index, **self.shape
-        )
+        return pack_batch(samples, ids, length=self.plan.length, pad_id=self.pad_id, pack=index, **self.shape)
 
     def plan_pack(self, index: int) -> tuple[Place, ...]:
         with self._lock:  # the plan keeps the segment it read last
