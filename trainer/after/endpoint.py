@@ -163,9 +163,12 @@ def _pictures(sample: Sample, index: int, data: bytes, layout: Layout) -> Conten
         assert span.grid is not None
         frames = [images.decode_image(data, span.grid.width, span.grid.height, where=where)]
     else:
-        span = next(span for span in layout.spans if span.grid is not None and span.media == index)
-        assert span.grid is not None
-        frames = list(video.decode_video(data, span.frames, file.fps, span.grid.width, span.grid.height, where=where))
+        spans = [span for span in layout.spans if span.grid is not None and span.media == index]
+        # rows of its grid are spans of their own where a family writes times between them
+        numbers = sorted({number for span in spans for number in span.frames})
+        grid = spans[0].grid
+        assert grid is not None
+        frames = list(video.decode_video(data, numbers, file.fps, grid.width, grid.height, where=where))
     return [{"type": "image_url", "image_url": {"url": _data_uri(frame)}} for frame in frames]
 
 
