@@ -25,7 +25,7 @@ from trainer.data import media
 from trainer.data.encode import encode
 from trainer.data.layout import Fit, layout
 from trainer.data.sample import Image, Video
-from trainer.models.qwen2_5_vl import CHAT_TEMPLATE
+from trainer.models.released import CHAT_TEMPLATE
 
 transformers = pytest.importorskip("transformers")
 torch = pytest.importorskip("torch")

@@ -271,6 +271,7 @@ class Parts(Protocol):
 
 
 FAMILIES: dict[str, str] = {
+    "qwen2_vl": "trainer.models.qwen2_vl:Qwen2VL",
     "qwen2_5_vl": "trainer.models.qwen2_5_vl:Qwen25VL",
 }
 """Family name -> module:class. A table and not imports: a family that a run does not use is not loaded."""

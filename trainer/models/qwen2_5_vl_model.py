@@ -7,27 +7,49 @@ Shapes: L tokens of a pack, P patches, N visual tokens (P / merge_size^2), C hid
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache
-from transformers.initialization import no_init_weights
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLVisionAttention,
-    apply_rotary_pos_emb_vision,
 )
 from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids, get_vision_window_index
 
-from trainer.models.causal import build_causal, causal_config
+from trainer.models.native_model import (
+    block_attention,
+    build_model,
+    dummy_grid,
+    embed_tokens,
+    exact_buffers,
+    head_of,
+    language_model,
+    read,
+    run_language,
+    see,
+)
 from trainer.step import attention
-from trainer.step.attention import Segment, Windows, window_attention, windows_of
-from trainer.step.loss import Head, as_head
+from trainer.step.attention import Windows, windows_of
+
+__all__ = [
+    "VisionPlan",
+    "build",
+    "dummy_grid",
+    "embed_tokens",
+    "exact_buffers",
+    "head_of",
+    "language_model",
+    "plan_vision",
+    "read",
+    "run_language",
+    "run_vision",
+    "see",
+    "tower",
+]
 
 
 def build(
@@ -37,18 +59,9 @@ def build(
 
     attn_implementation "segments" is the trainer's; None leaves transformers' default, for generation and export.
     """
+    made = {"dtype": dtype, "attn_implementation": attn_implementation, "init": init}
+    model = build_model(Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLConfig, config, **made)
     if attn_implementation == attention.NAME:
-        attention.register()
-    parsed = Qwen2_5_VLConfig(**{key: value for key, value in config.items() if key != "architectures"})
-    make = Qwen2_5_VLForConditionalGeneration._from_config
-    if init:
-        model = make(parsed, dtype=dtype, attn_implementation=attn_implementation)
-    else:
-        with no_init_weights():
-            model = make(parsed, dtype=dtype, attn_implementation=attn_implementation)
-    model.tie_weights()  # no_init_weights and zero.Init leave it undone
-    if attn_implementation == attention.NAME:
-        as_head(model.lm_head)
         visual: Any = model.model.visual
         for number, block in enumerate(visual.blocks):
             block.attn.__class__ = WindowedVisionAttention
@@ -56,25 +69,8 @@ def build(
     return model
 
 
-def exact_buffers(model: nn.Module) -> None:
-    """Compute the rotary frequencies again, in fp32, as transformers keeps them whatever the weights' dtype."""
-    inner: Any = model.model
-    visual, text = inner.visual.rotary_pos_emb, inner.language_model.rotary_emb
-    kind = text.rope_type
-    compute = text.compute_default_rope_parameters if kind == "default" else ROPE_INIT_FUNCTIONS[kind]
-    for rotary, rule in ((visual, visual.compute_axial_rope_parameters), (text, compute)):
-        frequencies, rotary.attention_scaling = rule(rotary.config)
-        for name in ("inv_freq", "original_inv_freq"):
-            old = getattr(rotary, name)
-            setattr(rotary, name, nn.Buffer(frequencies.to(old.device, torch.float32), persistent=False))
-
-
 class WindowedVisionAttention(Qwen2_5_VLVisionAttention):
-    """The same projections; blocks of equal length share one attention call.
-
-    transformers splits q, k and v at cu_seqlens, which reads them back from the device in every layer, and calls
-    attention once a window: README, "Vision attention".
-    """
+    """The same projections; blocks of equal length share one attention call."""
 
     full: bool
     """Attends to the whole image or frame, not to its window."""
@@ -87,12 +83,7 @@ class WindowedVisionAttention(Qwen2_5_VLVisionAttention):
         **_: Any,
     ) -> Tensor:
         """hidden_states [P, C] in window order; blocks: of windows, of whole frames."""
-        num_patches = hidden_states.shape[0]
-        qkv = self.qkv(hidden_states).view(num_patches, 3, self.num_heads, self.head_dim)
-        query, key = apply_rotary_pos_emb_vision(qkv[:, 0], qkv[:, 1], *position_embeddings)
-        qkv = torch.stack([query, key, qkv[:, 2]], dim=1)
-        out = window_attention(qkv, blocks[1] if self.full else blocks[0], self.scaling)
-        return self.proj(out.reshape(num_patches, -1))
+        return block_attention(self, hidden_states, position_embeddings, blocks[1] if self.full else blocks[0])
 
 
 @dataclass(frozen=True)
@@ -143,75 +134,6 @@ def _visual(model: nn.Module, pixels: Tensor, plan: VisionPlan) -> Any:
     )
 
 
-def dummy_grid(model: nn.Module) -> tuple[int, ...]:
-    """One merged patch."""
-    merge: Any = model.model.visual.spatial_merge_size  # type: ignore[union-attr]
-    return 1, merge, merge
-
-
 def tower(model: nn.Module, pixels: Tensor, plan: VisionPlan) -> Tensor:
     """Patch features before the merger [P, D]; in window order, which keeps the patches of one picture together."""
     return _visual(model, pixels, plan).last_hidden_state
-
-
-def embed_tokens(model: nn.Module, ids: Tensor) -> Tensor:
-    """int64[L] -> [L, C]."""
-    return model.model.language_model.embed_tokens(ids)  # type: ignore[union-attr, operator]
-
-
-def run_language(
-    model: nn.Module,
-    embeddings: Tensor,
-    position_ids: Tensor,
-    segments: Sequence[Segment],
-    deeper: tuple[Tensor, ...],
-    visual_index: Tensor,
-) -> Tensor:
-    """[L, C] and int64[4, L] -> final hidden states [L, C]; there are no deeper outputs."""
-    out = model.model.language_model(  # type: ignore[union-attr, operator]
-        inputs_embeds=embeddings[None],
-        position_ids=position_ids[:, None],
-        attention_mask=None,
-        use_cache=False,
-        segments=segments,
-    )
-    return out.last_hidden_state[0]
-
-
-def head_of(model: nn.Module) -> Head:
-    return model.lm_head  # type: ignore[return-value]
-
-
-def language_model(config: Mapping[str, Any], *, seed: int) -> tuple[nn.Module, dict[str, Any]]:
-    """Qwen2ForCausalLM with random weights, and its config.json."""
-    alone = causal_config(config, "qwen2")
-    return build_causal(alone, seed=seed), alone
-
-
-# ---------------------------------------------------------------- generation: transformers' own attention
-
-
-def see(model: nn.Module, pixels: Tensor, grids: Tensor) -> tuple[Tensor, ...]:
-    """int64[M, 3] -> ([N, C],)."""
-    return (model.model.visual(pixels, grid_thw=grids).pooler_output,)  # type: ignore[union-attr, operator]
-
-
-def read(
-    model: nn.Module,
-    embeddings: Tensor,
-    position_ids: Tensor,
-    *,
-    mask: Tensor | None,
-    cache: Cache,
-    deeper: tuple[Tensor, ...] = (),
-    visual_index: Tensor | None = None,
-) -> Tensor:
-    """[B, L, C] and int64[4, B, L] -> hidden states [B, L, C]. The row that counts tokens is for packs: not passed."""
-    out = model.model.language_model(  # type: ignore[union-attr, operator]
-        inputs_embeds=embeddings,
-        position_ids=position_ids[1:],
-        attention_mask=mask,
-        past_key_values=cache,
-        use_cache=True,
-    )
-    return out.last_hidden_state
