@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
+from trainer.data.plan import Plan
 from trainer.errors import CheckpointError, PlanError, RecipeError, StageMismatch, UsageError
 from trainer.manifest import Change, Manifest
 from trainer.resolve import load_recipe
 from trainer.step import ending
-from trainer.step.inputs import compared
+from trainer.step.asked import Job
+from trainer.step.inputs import check_planned, compared
 
 STORED = {"fields": {"optim.lr": 1, "packing.length": 512}, "plan": "plan-one", "parent": "parent-one"}
 
@@ -52,6 +54,24 @@ def test_no_accepted_change_covers_another_plan_or_parent(name: str) -> None:
     with pytest.raises(StageMismatch, match=f"begun with another {name}") as told:
         compared(STORED, other, a_manifest(), where="OUT/sft/stage.json", accept=["packing.length"])
     assert f"{name}-one (stored)" in str(told.value) and "another (asked for)" in str(told.value)
+
+
+def test_a_plan_made_for_other_settings_is_not_trained_on() -> None:
+    recipe = load_recipe("tiny")
+    stage = recipe.stages.named()["sft"]
+    facts = {"schedule": {"steps": 80, "tokens": None}, "weights": {"instructions": 1.0}}  # sampled kept no answer
+    header = {"facts": facts, "seed": recipe.seed, "packs_per_step": 2, "digest": "d"}
+    check_planned(Job(recipe, "sft", stage, "out"), Plan(header))
+    for change, want in (
+        ("schedule.steps=40", "schedule.steps 40"),
+        ("schedule.packs_per_step=4", "schedule.packs_per_step 4"),
+        ("data={instructions: 2}", "data.instructions 2"),
+        ("data={instructions: null, agents: 1}", "data.agents None"),
+    ):
+        other = load_recipe("tiny", [f"stages.sft.{change}"])
+        with pytest.raises(PlanError, match="made for other settings") as told:
+            check_planned(Job(other, "sft", other.stages.named()["sft"], "out"), Plan(header))
+        assert want in str(told.value) and "prepare sft again" in str(told.value)
 
 
 @pytest.mark.parametrize("newest", [None, 3])

@@ -20,6 +20,7 @@ from trainer.manifest import Change, Manifest
 from trainer.models import freeze, hub
 from trainer.models.config import tokenizer_uri
 from trainer.models.family import Family, Parts, load_family, parts_of
+from trainer.recipe import SAMPLED
 from trainer.resolve import resolved, stage_digest, stage_fields
 from trainer.state.upload import Identity
 from trainer.step import attention, reference
@@ -90,6 +91,7 @@ def read_inputs(job: Job, mesh: Mesh) -> Inputs:
     config = storage.read_json(storage.join(parent_uri, "config.json"))
     family = load_family(job.recipe.family, config, tokens_per_second=job.recipe.model.tokens_per_second)
     tokenizer = Tokenizer.load(tokenizer_uri(job.recipe, job.out))
+    check_planned(job, plan)
     if plan.num_steps == 0:
         raise PlanError("the plan has no step", where=plan.uri, do="give the stage more data, or fewer packs_per_step")
     inputs = Inputs(
@@ -117,6 +119,36 @@ def read_inputs(job: Job, mesh: Mesh) -> Inputs:
         }
     )
     return inputs
+
+
+def check_planned(job: Job, plan: Plan) -> None:
+    """The plan was made for this stage as it is asked for; what samples are laid out by, the loader compares.
+
+    Raises:
+        PlanError: another mixture, length, step or seed: a stage by hand after a change, without its preparation.
+    """
+    facts, schedule = plan.header["facts"], job.stage.schedule
+    asked = {
+        "schedule.steps": schedule.steps,
+        "schedule.tokens": schedule.tokens,
+        "schedule.packs_per_step": schedule.packs_per_step,
+        "seed": job.recipe.seed,
+        **{f"data.{name}": weight for name, weight in job.stage.data.items() if name != SAMPLED},
+    }
+    planned = {
+        **{f"schedule.{name}": value for name, value in facts["schedule"].items()},
+        "schedule.packs_per_step": plan.packs_per_step,
+        "seed": plan.header["seed"],
+        **{f"data.{name}": weight for name, weight in facts["weights"].items() if name != SAMPLED},
+    }
+    if other := sorted(name for name in asked.keys() | planned.keys() if asked.get(name) != planned.get(name)):
+        raise PlanError(
+            "the plan was made for other settings",
+            where=plan.uri,
+            expected=", ".join(f"{name} {asked.get(name)}" for name in other),
+            got=", ".join(f"{name} {planned.get(name)}" for name in other),
+            do=f"prepare {job.name} again; one that has begun keeps its plan: undo the change, or use another output",
+        )
 
 
 def claim(job: Job, inputs: Inputs, manifest: Manifest | None) -> tuple[Change, ...]:
