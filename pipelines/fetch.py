@@ -1,13 +1,13 @@
 """Models and data sets from a hub into storage: one commit, every byte verified, the licence shown.
 
     fetch_model("Qwen/Qwen2.5-VL-3B-Instruct@COMMIT", to="s3://bucket/base/qwen2_5_vl_3b")
-    fetch_data("llava-instruct-150k@COMMIT", to="data/llava")
+    fetch_data("llava-instruct-150k", to="data/llava")
 
-A revision must be given. A branch or tag is resolved to its commit once, and the commit is what fetch.json beside the
-files records; the same call again downloads only what is missing or damaged, and another commit into the same folder is
-refused. Files are verified against what the hub says they are: sha256 for large files, git's blob sha1 for small ones.
-Interrupted downloads go on where they stopped (huggingface_hub keeps *.incomplete files). Weights in pickle formats are
-never fetched.
+A revision must be given, or stands in data_sources.yaml. A branch or tag is resolved to its commit, which is printed
+and recorded in fetch.json beside the files; the same call again downloads only what is missing or damaged, and another
+commit into the same folder is refused, also when the branch has moved. Files are verified against what the hub says
+they are: sha256 for large files, git's blob sha1 for small ones. Interrupted downloads go on where they stopped
+(huggingface_hub keeps *.incomplete files). Weights in pickle formats are never fetched.
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from trainer import storage
-from trainer.errors import DataError, StorageError, UsageError
+from trainer.errors import DataError, RecipeError, StorageError, UsageError
+from trainer.resolve import parse_yaml
 
 RECORD = "fetch.json"
 SOURCES = Path(__file__).with_name("data_sources.yaml")
@@ -72,22 +71,40 @@ def fetch_data(ref: str, *, to: str, say: Say = print, endpoint: str | None = No
     """Fetch NAME or NAME@REV, a data set that data_sources.yaml describes."""
     name, _, revision = ref.partition("@")
     source = data_source(name)
-    revision = revision or source.get("revision") or ""
-    if not revision:
-        raise _unpinned(ref, f"{name}@REVISION; {source['repo']} is described without one")
+    revision = revision or source["revision"]
     repo = describe(source["repo"], revision, "dataset", endpoint=endpoint)
     files = [file for file in repo.files if _matches(file.name, source.get("files", ["*"]))]
     if not files:
         raise UsageError("no file of the data set matches", where=f"{name}: {source['files']}", got=f"{repo.commit}")
     say(f"{name}: {source['about']}")
+    if revision != repo.commit:
+        say(f"revision {revision} is commit {repo.commit}; it is recorded, and fetching another one here is refused")
+        say(f"to have the same data elsewhere: {name}@{repo.commit}")
     record = _fetch(repo, files, to=to, say=say, endpoint=endpoint)
     path = storage.join(to, files[0].name)
     say(f"in a recipe: prepare.sources.NAME: {{format: {source['format']}, path: {path}, ...}}")
     return record
 
 
+REQUIRED = ("repo", "revision", "format", "about")
+
+
 def data_sources() -> dict[str, dict[str, Any]]:
-    return yaml.safe_load(SOURCES.read_text(encoding="utf-8"))
+    """What data_sources.yaml describes, by name.
+
+    Raises:
+        RecipeError: a description without one of REQUIRED.
+    """
+    found = parse_yaml(SOURCES.read_text(encoding="utf-8"), where=str(SOURCES), subject="the list of data sets")
+    problems = [
+        (f"{name}.{field}", "required, but missing")
+        for name, source in found.items()
+        for field in REQUIRED
+        if not (isinstance(source, dict) and isinstance(source.get(field), str) and source[field].strip())
+    ]
+    if problems:
+        raise RecipeError(problems, where=SOURCES, subject="the list of data sets")
+    return found
 
 
 def data_source(name: str) -> dict[str, Any]:
@@ -169,11 +186,12 @@ def _fetch(repo: Repo, files: list[RemoteFile], *, to: str, say: Say, endpoint: 
     stored = _record(to)
     if stored is not None and (stored["repo"], stored["commit"]) != (repo.name, repo.commit):
         raise UsageError(
-            "the target holds another commit",
-            where=to,
+            "the target holds another commit"
+            + ("" if repo.revision == repo.commit else f"; {repo.revision} has moved"),
+            where=storage.join(to, RECORD),
             expected=f"{stored['repo']}@{stored['commit']}",
             got=f"{repo.name}@{repo.commit}",
-            do="use another --to, or remove the old one",
+            do=f"go on with what is there as @{stored['commit']}, use another --to, or remove the old one",
         )
     total = sum(file.size for file in files)
     say(f"{repo.kind} {repo.name} at commit {repo.commit}: {len(files)} files, {told_bytes(total)}")

@@ -29,7 +29,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from pipelines import lock, processes, session, tracking
+from pipelines import lock, processes, session, spent, tracking
 from pipelines.progress import Progress, Relay
 from pipelines.session import Failure, Session
 from pipelines.settle import asked_recipe, settle
@@ -80,7 +80,8 @@ def run_here(call: RunCall) -> int:
         settle(call.recipe, call.overrides, base_model=call.base_model, accept=call.accept_changes, out=call.out)
         top = _Top(Session(folder), Progress(recipe, sys.stdout))
         try:
-            with top.signals(), _environment(call, folder), _warm_server(call, folder):
+            record = spent.recorded(call.out, top.session.name)
+            with top.signals(), record, _environment(call, folder), _warm_server(call, folder):
                 top.run(call.arguments())
         finally:
             top.progress.close()

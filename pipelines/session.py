@@ -77,6 +77,11 @@ class Session:
         folder = os.environ.get(SESSION)
         return Session(folder) if folder else None
 
+    @property
+    def name(self) -> str:
+        """What no other run is called."""
+        return self.folder.name
+
     def enter(self, step: str) -> None:
         """Say who runs, so that the top can stop it."""
         self._write("step.json", {"step": step, "pid": os.getpid()})

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import fetch
-from trainer.errors import DataError, UsageError
+from trainer.errors import DataError, RecipeError, UsageError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LARGE = bytes(range(256)) * 4096 * 12  # 12 MiB: more than one of the client's chunks
@@ -60,7 +60,7 @@ def handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
         def api(self) -> None:
             if "alice/tiny" not in self.path:
                 return self.send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
-            if not any(f"/revision/{known}" in self.path for known in (hub.commit, "v1")):
+            if not any(f"/revision/{known}" in self.path for known in (hub.commit, "v1", "main")):
                 return self.send(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
             siblings = []
             for name, content in FILES.items():
@@ -194,9 +194,52 @@ def test_another_commit_into_the_same_folder_is_refused(hub: Hub, tmp_path: Path
         fetch_tiny(hub, tmp_path / "model", "alice/tiny@" + "f" * 40)
 
 
-def test_every_described_data_set_has_a_reader_and_needs_a_revision() -> None:
+def test_every_described_data_set_has_a_reader_and_a_revision() -> None:
+    assert fetch.data_sources()
     for name, source in fetch.data_sources().items():
         assert importlib.util.find_spec(f"pipelines.prepare.formats.{source['format']}"), name
-        if "revision" not in source:
-            with pytest.raises(UsageError, match="revision"):
-                fetch.fetch_data(name, to="unused")
+        assert source["revision"] and source["repo"].count("/") == 1
+
+
+DESCRIBED = "mine: {repo: alice/tiny, revision: REVISION, files: ['*.json'], format: llava, about: words}\n"
+
+
+def fetch_mine(hub: Hub, to: Path, monkeypatch: pytest.MonkeyPatch, revision: str = "main") -> tuple[dict, str]:
+    """Fetch a data set that is described with `revision`, as `qwenvl fetch data mine` does."""
+    described = to.with_name("data_sources.yaml")
+    described.write_text(DESCRIBED.replace("REVISION", revision))
+    monkeypatch.setattr(fetch, "SOURCES", described)
+    lines: list[str] = []
+    return fetch.fetch_data("mine", to=str(to), endpoint=hub.url, say=lines.append), "\n".join(lines)
+
+
+def test_a_branch_is_resolved_printed_and_recorded_and_refused_once_it_has_moved(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    to = tmp_path / "data"
+    record, told = fetch_mine(hub, to, monkeypatch)
+    assert (record["kind"], record["revision"], record["commit"]) == ("dataset", "main", COMMIT)
+    assert f"revision main is commit {COMMIT}" in told and f"mine@{COMMIT}" in told
+    assert json.loads((to / "fetch.json").read_text())["commit"] == COMMIT
+    assert fetch_mine(hub, to, monkeypatch)[0] == record, "again, while main stands where it stood"
+    hub.commit = "f" * 40
+    with pytest.raises(UsageError, match="main has moved") as error:
+        fetch_mine(hub, to, monkeypatch)
+    assert COMMIT in str(error.value) and "f" * 40 in str(error.value)
+    assert json.loads((to / "fetch.json").read_text()) == record
+    assert fetch_mine(hub, tmp_path / "other", monkeypatch)[0]["commit"] == "f" * 40, "another place takes the new one"
+
+
+def test_a_commit_in_the_description_needs_no_resolving(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, told = fetch_mine(hub, tmp_path / "data", monkeypatch, revision=f"'{COMMIT}'")
+    assert record["commit"] == COMMIT and "revision" not in told
+
+
+def test_a_description_without_a_revision_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    described = tmp_path / "data_sources.yaml"
+    described.write_text(DESCRIBED.replace("revision: REVISION, ", ""))
+    monkeypatch.setattr(fetch, "SOURCES", described)
+    with pytest.raises(RecipeError, match=r"mine\.revision: required"):
+        fetch.data_sources()

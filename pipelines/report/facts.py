@@ -6,12 +6,12 @@ run_json(facts)             the same for programs: OUT/run.json
 
 from __future__ import annotations
 
-import datetime
 import json
-import os
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipelines import spent
+from pipelines.session import Session
 from trainer import handover, storage
 from trainer import manifest as manifests
 from trainer.handover import StageResult
@@ -129,13 +129,11 @@ def _events(stage_uri: str) -> list[dict[str, Any]]:
 
 
 def _wall_s(out: str, results: list[StageResult]) -> float:
-    """Seconds since the run settled its recipe, which is the first thing it does; in an object store, which tells no
-    times, the seconds that its programs took."""
-    path = storage.local_path(storage.join(out, "recipe.json"))
-    if path is None:
-        return round(sum(result.wall_s for result in results), 3)
-    now = datetime.datetime.now(datetime.UTC).timestamp()
-    return round(now - os.stat(path).st_mtime, 3)
+    """Seconds that all attempts of `qwenvl run` have taken, this one until now; where none was recorded (a cluster,
+    where steps run side by side), the seconds that the programs took."""
+    session = Session.of_environment()
+    total = spent.total_s(out, session.name if session else None)
+    return total if total is not None else round(sum(result.wall_s for result in results), 3)
 
 
 # ---------------------------------------------------------------- run.json

@@ -7,13 +7,14 @@ import copy
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from tests.after.builders import COLOURS, a_caption, a_config, a_family, a_tokenizer
 from trainer import storage
 from trainer.before import init, language, vision
 from trainer.data import media as images
 from trainer.data.shards import ShardWriter
-from trainer.errors import DataError, UsageError
+from trainer.errors import DataError
 from trainer.models.family import Grid, load_family, parts_of
 from trainer.recipe import Recipe
 from trainer.resolve import load_recipe
@@ -188,12 +189,11 @@ def test_a_whole_model_is_verified_and_referenced(finished: tuple[Recipe, str], 
     assert not storage.exists(storage.join(str(tmp_path), "init", "model"))
 
 
-def test_a_recipe_that_names_no_text_is_refused(tmp_path):
+def test_a_recipe_that_names_no_text_is_refused():
     text = a_recipe().model_dump(mode="json")
     text["model"]["pretrain"]["sources"] = {}
-    write_captions(str(tmp_path), count=1)
-    with pytest.raises(UsageError, match="nothing to pretrain on"):
-        init.run_init(Recipe.model_validate(text), str(tmp_path))
+    with pytest.raises(ValidationError, match=r"model\.pretrain\.sources\.text: needed"):
+        Recipe.model_validate(text)
 
 
 def test_the_family_has_a_torch_module_beside_it():

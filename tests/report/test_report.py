@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from html.parser import HTMLParser
 
 import pytest
 
@@ -122,6 +123,70 @@ def test_the_page_is_one_file_that_needs_nothing_else(tmp_path):
     assert "&lt;script&gt;" in text
     for section in ("Lineage", "Freeze proof", "The pictures matter", "Held-out scores", "Packing", "Data", "Times"):
         assert f"<h2>{section}</h2>" in text
+
+
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+
+
+class Tags(HTMLParser):
+    """What is wrong with a page's tags, and the addresses that stand in its attributes or styles."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.wrong: list[str] = []
+        self.ids: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        names = [name for name, _ in attrs]
+        self.wrong += [f"<{tag}> has {name} twice" for name in set(names) if names.count(name) > 1]
+        self.wrong += [f"<{tag}> has an odd attribute {name!r}" for name in names if not re.fullmatch(r"[\w:-]+", name)]
+        self.ids += [value or "" for name, value in attrs if name == "id"]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)  # <circle .../> of an SVG closes itself
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self.open or self.open[-1] != tag:
+            self.wrong.append(f"</{tag}> closes {self.open[-1:]}, line {self.getpos()[0]}")
+        else:
+            self.open.pop()
+
+
+def faults_of(page: str) -> list[str]:
+    """Unclosed or crossed tags, attributes given twice, and names of other hosts."""
+    tags = Tags()
+    tags.feed(page)
+    tags.close()
+    hosts = re.findall(r"(?:https?:)?//[\w.-]+\.\w+", re.sub(r"data:[^'\"]*|xmlns[:\w]*=['\"][^'\"]*['\"]", "", page))
+    twice = [f"id {name} twice" for name in sorted(set(tags.ids)) if tags.ids.count(name) > 1]
+    return [*tags.wrong, *(f"<{tag}> is not closed" for tag in tags.open), *twice, *hosts]
+
+
+def test_the_page_is_well_formed_and_names_no_other_host(tmp_path):
+    for out in (an_evaluated_run(str(tmp_path / "whole")), a_run(str(tmp_path / "part"), stages=("stage1",))):
+        write_report(out)
+        text = storage.read_bytes(storage.join(out, "report.html")).decode()
+        assert text.startswith("<!doctype html>") and faults_of(text) == []
+
+
+@pytest.mark.parametrize(
+    ("page", "want"),
+    [
+        ("<p><b>x</p>", "</p> closes ['b']"),
+        ("<div><p>x</p>", "<div> is not closed"),
+        ("<a href='https://example.org/x'>x</a>", "https://example.org"),
+        ("<i class='a' class='b'>x</i>", "class twice"),
+        ("<i title='it's'>x</i>", "odd attribute"),
+        ("<i id='a'>x</i><i id='a'>y</i>", "id a twice"),
+    ],
+)
+def test_a_page_with_a_fault_is_found(page: str, want: str):
+    assert any(want in fault for fault in faults_of(page)), faults_of(page)
 
 
 def test_a_run_that_has_only_begun_has_a_report(tmp_path):

@@ -1,4 +1,8 @@
-"""Sample pictures of the report: the true box or point, and the model's, drawn over the picture."""
+"""Sample pictures of the report: the true box or point, and the model's, drawn over the picture.
+
+An object with a mask is drawn as its box too: Qwen2.5-VL has no text form of masks, so what is asked of the model, what
+it answers and what is scored is the box (trainer/data/sample.py, Key; trainer/data/render.py).
+"""
 
 from __future__ import annotations
 

@@ -10,7 +10,6 @@ Parts that are finished (part.json names what they were made from) are not made 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import time
@@ -22,19 +21,19 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from trainer import handover, storage
-from trainer.after.opening import run_program
+from trainer.after.opening import asked, run_program
 from trainer.before import language, vision
 from trainer.data import media as images
 from trainer.data.sample import Sample
 from trainer.data.shards import ShardReader, Source
 from trainer.data.tokenizer import Tokenizer
-from trainer.errors import DataError, ModelError, UsageError
+from trainer.errors import DataError, ModelError
 from trainer.models import config as configs
 from trainer.models import files, hub, initial
 from trainer.models.family import Family, load_family, parts_of
 from trainer.progress import Progress
-from trainer.recipe import GROUPS, Init, Pretrain, Recipe
-from trainer.resolve import digest, load_recipe, resolved
+from trainer.recipe import GROUPS, Init, Recipe
+from trainer.resolve import digest, resolved
 
 PRETRAIN = "pretrain"
 PART = "part.json"
@@ -117,9 +116,9 @@ def _assembled(recipe: Recipe, out: str, init: Init) -> tuple[handover.Model, di
         extra=tokenizer_files(configs.tokenizer_uri(recipe, out)),
     )
     model = handover.Model(uri=f"{handover.INIT}/model", files=saved.files, digest=handover.model_digest(saved.files))
-    asked = recipe.model.init
-    assert asked is not None
-    trained = {group: PRETRAIN for group in ("llm", "vision") if getattr(asked, group) == PRETRAIN}
+    wanted = recipe.model.init
+    assert wanted is not None
+    trained = {group: PRETRAIN for group in ("llm", "vision") if getattr(wanted, group) == PRETRAIN}
     return model, {**parts.origin, **trained}
 
 
@@ -181,7 +180,7 @@ def _language(recipe: Recipe, out: str, uri: str) -> dict[str, float]:
     tokenizer = Tokenizer.load(configs.tokenizer_uri(recipe, out))
     family = configs.family_of(recipe, out)
     documents = [
-        documents_of(out, name, tokenizer, end=tokenizer.id(family.markers.eos)) for name in _named(pretrain, "text")
+        documents_of(out, name, tokenizer, end=tokenizer.id(family.markers.eos)) for name in pretrain.sources["text"]
     ]
     model, config = parts_of(family).language_model(family.export_config(), seed=recipe.seed)
     progress = Progress("init: language model", pretrain.llm_steps, "steps")
@@ -198,13 +197,6 @@ def _language(recipe: Recipe, out: str, uri: str) -> dict[str, float]:
     tensors = {name: value for name, value in model.state_dict().items() if not (tied and name == "lm_head.weight")}
     write_folder(uri, config, tensors)
     return metrics
-
-
-def _named(pretrain: Pretrain, use: Any) -> list[str]:
-    names = pretrain.sources.get(use, [])
-    if not names:
-        raise UsageError("nothing to pretrain on", where=f"model.pretrain.sources.{use}", expected="source names")
-    return names
 
 
 def documents_of(out: str, name: str, tokenizer: Tokenizer, *, end: int) -> list[list[int]]:
@@ -236,7 +228,7 @@ def _vision(recipe: Recipe, out: str, uri: str) -> dict[str, float]:
     assert pretrain is not None
     tokenizer = Tokenizer.load(configs.tokenizer_uri(recipe, out))
     family = configs.family_of(recipe, out)
-    pairs = [pair for name in _named(pretrain, "pairs") for pair in pairs_of(out, name, family, tokenizer)]
+    pairs = [pair for name in pretrain.sources["pairs"] for pair in pairs_of(out, name, family, tokenizer)]
     torch.manual_seed(recipe.seed)
     # the language model is not run: one layer of it is enough
     shallow = load_family(recipe.family, family.with_one_layer())
@@ -312,13 +304,9 @@ def write_folder(uri: str, config: Mapping[str, Any], tensors: Mapping[str, Tens
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--recipe", required=True)
-    parser.add_argument("--out", required=True)
-    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="A.B=VALUE")
-    arguments = parser.parse_args()
+    recipe, arguments = asked(__doc__)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
-    result = run_init(load_recipe(arguments.recipe, arguments.overrides), arguments.out)
+    result = run_init(recipe, arguments.out)
     origins = ", ".join(f"{group} from {origin}" for group, origin in sorted(result.init_origin.items()))
     print(f"init: {origins}; {result.wall_s:.0f} s")
 
