@@ -1,0 +1,69 @@
+"""Each family built once a session; what the rules measured is told at the end, and stored when asked.
+
+pytest tests/models --write-measured      tests/golden/families.json, from which `make generated` writes the table
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.models import builders, measured
+from tests.models.builders import Built
+
+MEASURED: dict[str, dict[str, dict[str, object]]] = {}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-measured", action="store_true", help="store what the rules measured, for the table")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "built" in metafunc.fixturenames:
+        metafunc.parametrize("built", builders.names(), indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("families")
+    builders.prepare_sources(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def _cache() -> dict[str, Built]:
+    return {}
+
+
+@pytest.fixture(scope="session")
+def built(
+    request: pytest.FixtureRequest, sources: Path, _cache: dict[str, Built], tmp_path_factory: pytest.TempPathFactory
+) -> Built:
+    name = request.param
+    if name not in _cache:
+        _cache[name] = builders.build(name, tmp_path_factory.mktemp(name), sources)
+    return _cache[name]
+
+
+@pytest.fixture
+def note(built: Built) -> Callable[..., None]:
+    """note(rule, figure=value, ...): a measured number of this family, for the table."""
+
+    def write(rule: int, **figures: object) -> None:
+        MEASURED.setdefault(built.name, {}).setdefault(str(rule), {}).update(figures)
+
+    return write
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if not MEASURED:
+        return
+    terminalreporter.section("measured")
+    for family, rules in sorted(MEASURED.items()):
+        for rule, figures in sorted(rules.items()):
+            told = ", ".join(f"{name} {measured.told(value)}" for name, value in figures.items())
+            terminalreporter.write_line(f"{family} rule {rule}: {told}")
+    if config.getoption("--write-measured"):
+        measured.store(MEASURED)
