@@ -31,11 +31,8 @@ $(STAMP):
 	  need "python 3.11, 3.12 or 3.13; $(PYTHON) is another, make PYTHON=... names one" python3; \
 	else \
 	  $(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || need "the venv module of $(PYTHON)" python3-venv; \
-	  $(PYTHON) -c 'import os, sysconfig; open(os.path.join(sysconfig.get_path("include"), "Python.h"))' 2>/dev/null \
-	    || need "the headers of $(PYTHON), for the op that DeepSpeed builds" python3-dev; \
 	fi; \
 	command -v git >/dev/null || need git git; \
-	command -v g++ >/dev/null || need "g++, for the op that DeepSpeed builds" g++; \
 	[ $$missing = 0 ]
 	@echo "setup: packages into $(VENV), some 6 GB; 1 to 3 minutes the first time"
 	@start=$$SECONDS; rm -f $(VENV)/.ready-*; \
