@@ -101,10 +101,18 @@ def test_a_videos_header_counts_frames_and_measures_the_rate():
     ],
 )
 def test_frame_counts_are_even_and_within_limits(num_frames, fps, sample_fps, want):
-    found = video.select_frames(num_frames, fps, sample_fps=sample_fps, min_frames=4, max_frames=16)
+    count = video.num_selected(num_frames, fps, sample_fps=sample_fps, min_frames=4, max_frames=16)
+    found = video.select_frames(num_frames, fps, count)
     assert len(found.numbers) == want
     assert max(found.numbers) < num_frames and list(found.numbers) == sorted(found.numbers)
     assert found.seconds_per_grid == pytest.approx(2 * num_frames / fps / want)
+
+
+@pytest.mark.parametrize("both_ends, want", [(False, (0, 2, 4, 6)), (True, (0, 2, 5, 7))])
+def test_frames_are_spread_over_equal_parts_or_from_end_to_end(both_ends, want):
+    """Qwen2-VL's and Qwen3-VL's processors."""
+    assert video.select_frames(8, 4.0, 4, both_ends=both_ends).numbers == want
+    assert video.select_frames(1, 4.0, 2, both_ends=both_ends).numbers == (0, 0)
 
 
 def level(frame: np.ndarray) -> int:

@@ -214,21 +214,25 @@ def _image(media: Media, seen: _Seen) -> Grid:
 
 def _video(media: Media, seen: _Seen) -> tuple[Grid, video.Frames]:
     pixels, family = seen.rules.pixels, seen.rules.family
-    frames = video.select_frames(
+    multiple = family.temporal_patch_size
+    count = video.num_selected(
         media.num_frames,
         media.fps,
         sample_fps=pixels.fps[seen.variant % len(pixels.fps)],
         min_frames=pixels.min_frames,
         max_frames=seen.fit.max_frames or pixels.max_frames,
-        multiple=family.temporal_patch_size,
+        multiple=multiple,
     )
     grid = family.video_grid(
-        len(frames.numbers),
+        count,
         media.width,
         media.height,
         min_pixels=pixels.video_min,
         max_pixels=pixels.video_max,
         total_pixels=pixels.video_total,
+    )
+    frames = video.select_frames(
+        media.num_frames, media.fps, count, multiple=multiple, both_ends=family.frames_to_both_ends
     )
     return grid, frames
 

@@ -43,24 +43,25 @@ class Frames:
     seconds_per_grid: float
 
 
-def select_frames(
-    num_frames: int,
-    fps: float,
-    *,
-    sample_fps: float,
-    min_frames: int,
-    max_frames: int,
-    multiple: int = 2,
-) -> Frames:
-    """Evenly spaced frames, a multiple of `multiple`: the rule of transformers' Qwen2VLVideoProcessor.sample_frames.
-
-    A video with fewer frames than `multiple` repeats its last one.
-    """
+def num_selected(
+    num_frames: int, fps: float, *, sample_fps: float, min_frames: int, max_frames: int, multiple: int = 2
+) -> int:
+    """How many frames a video is sampled to, a multiple of `multiple`."""
     limit = min(max_frames, num_frames) // multiple * multiple
     wanted = min(max(num_frames / fps * sample_fps, min_frames), limit)
-    count = max(math.floor(wanted / multiple) * multiple, multiple)
+    return max(math.floor(wanted / multiple) * multiple, multiple)
+
+
+def select_frames(num_frames: int, fps: float, count: int, *, multiple: int = 2, both_ends: bool = False) -> Frames:
+    """`count` evenly spaced frames: each the first of an equal part of the video, the rule of transformers'
+    Qwen2VLVideoProcessor; with `both_ends` from the first frame to the last, that of Qwen3VLVideoProcessor.
+
+    A video with fewer frames than `count` repeats its last one.
+    """
     if count > num_frames:
         numbers = tuple(min(number, num_frames - 1) for number in range(count))
+    elif both_ends:
+        numbers = tuple(int(number) for number in np.linspace(0, num_frames - 1, count).round())
     else:
         numbers = tuple(number * num_frames // count for number in range(count))
     return Frames(numbers, multiple * num_frames / fps / count)

@@ -101,6 +101,8 @@ class Family(Protocol):
     """Values of one patch: channels x frames x patch_size^2."""
     grid_columns: int
     """Length of grid_row."""
+    frames_to_both_ends: bool
+    """A video's frames reach from its first to its last one, not over equal parts. Asked where videos are."""
     image_mean: tuple[float, float, float]
     """Of pixels / 255, subtracted on the device."""
     image_std: tuple[float, float, float]
@@ -271,8 +273,10 @@ class Parts(Protocol):
 
 
 FAMILIES: dict[str, str] = {
+    "qwen_vl": "trainer.models.qwen_vl:QwenVL",
     "qwen2_vl": "trainer.models.qwen2_vl:Qwen2VL",
     "qwen2_5_vl": "trainer.models.qwen2_5_vl:Qwen25VL",
+    "llava": "trainer.models.llava:Llava",
 }
 """Family name -> module:class. A table and not imports: a family that a run does not use is not loaded."""
 

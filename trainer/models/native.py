@@ -29,6 +29,7 @@ class NativeResolution:
     temporal_patch_size: int
     tokens_per_second: float
     grid_columns = 3
+    frames_to_both_ends = False
 
     @cached_property
     def factor(self) -> int:
