@@ -230,6 +230,16 @@ def test_a_recipe_that_extends_another_keeps_what_it_does_not_name():
     assert recipe.stages.stage1 == tiny.stages.stage1
 
 
+def test_the_config_of_another_model_replaces_the_one_below_whole():
+    below = load_recipe("tiny").model.config
+    assert isinstance(below, dict)
+    other = "extends: tiny\nname: mine\nmodel:\n  config: {model_type: %s, text_config: {hidden_size: 64}}\n"
+    assert load_recipe(other % "llava").model.config == {"model_type": "llava", "text_config": {"hidden_size": 64}}
+    same = load_recipe(other % below["model_type"]).model.config
+    assert isinstance(same, dict) and same["vision_config"] == below["vision_config"]
+    assert same["text_config"] == below["text_config"] | {"hidden_size": 64}
+
+
 def test_null_takes_a_source_out_of_what_a_recipe_extends():
     text = "extends: tiny\nname: mine\nprepare: {sources: {videos: null}}\nstages:\n"
     text += "".join(f"  {stage}: {{data: {{videos: null}}}}\n" for stage in ("stage2", "stage3"))

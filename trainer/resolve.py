@@ -134,10 +134,12 @@ def read_recipe(ref: str, *, below: tuple[str, ...] = ()) -> tuple[Json, str]:
 
 
 def _laid_over(base: Json, top: Json) -> Json:
-    """Sections are merged key by key; any other value, null included, replaces."""
+    """Sections are merged key by key; any other value, null included, replaces, and so does the config of another
+    model: what is left of a model type says nothing of the next."""
     merged = dict(base)
     for key, value in top.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        both = both and value.get("model_type") in (None, merged[key].get("model_type"))
         merged[key] = _laid_over(merged[key], value) if both else value
     return merged
 
