@@ -22,6 +22,8 @@ from pipelines.session import DONE, MARK, Mark
 from trainer.recipe import Recipe
 
 KFP_INDENT = "    "
+KFP_ERROR = re.compile(r"\d\d:\d\d:\d\d\.\d{3} - ERROR - ")
+"""How a line of kfp.local's log begins."""
 SHELL_NOISE = re.compile(r"^\[KFP Executor ")
 
 
@@ -176,7 +178,7 @@ class Relay:
         elif mark is not None:
             self.inside = False
             self.progress.end(mark)
-        elif self.inside:
+        elif self.inside and not KFP_ERROR.match(line):
             if line.strip():
                 self.progress.say(line)
         elif not SHELL_NOISE.match(line):

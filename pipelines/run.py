@@ -233,8 +233,9 @@ def _import_kfp() -> None:
 
 @contextlib.contextmanager
 def _quiet_kfp(relay: Relay) -> Iterator[None]:
-    """Only the steps' own lines come through; kfp's log lines and warnings about what it ignores here do not."""
-    logging.disable(logging.CRITICAL)
+    """Only the steps' own lines come through; kfp's log lines and warnings about what it ignores here do not. Its
+    errors are kept by the relay, for a step that dies before it can speak."""
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(relay):  # type: ignore[type-var]
             warnings.simplefilter("ignore")

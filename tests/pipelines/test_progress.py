@@ -81,6 +81,14 @@ def test_only_what_lies_between_a_step_s_first_and_last_line_comes_through() -> 
     assert relay.kept == ["----------"]
 
 
+def test_what_kfp_says_of_a_step_that_was_killed_is_kept_for_the_top() -> None:
+    progress, _, out = a_progress()
+    relay = Relay(progress)
+    told = "09:22:05.123 - ERROR - Task 'init' finished with status FAILURE"
+    relay.write("    " + Mark("begin", "init").line() + "\n" + told + "\n")
+    assert relay.kept == [told] and "FAILURE" not in out.getvalue()
+
+
 def test_a_program_s_error_lines_are_kept_for_the_top_and_the_others_shown(capsys: pytest.CaptureFixture[str]) -> None:
     lines = Lines()
     for chunk in ("step 1\nst", "ep 2\nerror: frozen ", "parameters changed\n  where: a\nerror: it\n  do: b"):
