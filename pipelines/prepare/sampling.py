@@ -27,6 +27,7 @@ from trainer.after.answers import Answer, Place, Request
 from trainer.after.prompts import frame_of, paired
 from trainer.after.scores import Frame, score
 from trainer.data.layout import Drop, Rules, fit_sample, rules_of
+from trainer.data.objects import read_tagged
 from trainer.data.order import id_hash, mix
 from trainer.data.sample import Message, Sample, Text, from_json
 from trainer.data.shards import MANIFEST, ShardReader, ShardWriter, Source
@@ -248,7 +249,10 @@ def _message(request: Request, answer: Answer, rules: Rules) -> Message | None:
     assert sample.key is not None
     if sample.key.task not in SPATIAL:
         return _as_text(answer)
-    parts = answer_parts(answer.text, len(sample.media))
+    if len(sample.media) == 1 and (tagged := read_tagged(answer.text)):
+        parts = [{"part": "objects", "media": 0, "objects": tagged}]
+    else:
+        parts = answer_parts(answer.text, len(sample.media))
     frame = _frame(request, rules)
     if parts[0]["part"] != "objects" or frame is None:
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from trainer.data.coordinates import Convention
-from trainer.data.objects import Pen, TaggedObjects
+from trainer.data.objects import Pen, TaggedObjects, read_tagged
 from trainer.data.pieces import Piece
 from trainer.data.sample import Box, Mask, Media, Object, Objects, Point, Sample, Span
 
@@ -57,3 +57,28 @@ def test_pages_and_bare_coordinates_are_the_same_in_every_style():
     assert [piece.kind for piece in page] == ["text"]
     assert '<p data-bbox="100 50 600 500">T &amp; t</p>' in page[0].text
     assert text_of(written(QWEN2_VL, Object(label="x", at=BOX), form="plain")) == "100, 50, 600, 500"
+
+
+@pytest.mark.parametrize("style", [QWEN2_VL, QWEN_VL])
+def test_what_a_style_wrote_is_read_again(style):
+    things = (Object(label="cat, 2", at=BOX), Object(label="", at=BOX), Object(label="dot", at=Point(xy=(10, 20))))
+    assert read_tagged(text_of(written(style, *things)) + "\n") == [
+        {"label": "cat, 2", "at": {"shape": "box", "xyxy": [100, 50, 600, 500]}},
+        {"label": "", "at": {"shape": "box", "xyxy": [100, 50, 600, 500]}},
+        {"label": "dot", "at": {"shape": "point", "xy": [100, 50]}},
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "A cat.",
+        "<ref>cat</ref>",
+        "The <ref>cat</ref><box>(1,2),(3,4)</box> sleeps.",
+        "<box>(1,2),(3,4)",
+        "<box>a</box>",
+    ],
+)
+def test_other_text_is_not_read_as_objects(text):
+    assert read_tagged(text) is None

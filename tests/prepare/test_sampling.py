@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -92,7 +93,13 @@ def test_sft_keeps_correct_finished_answers_and_counts_the_rest(out: str, recipe
     assert plan.sources[0]["uri"] == "data/sources/sampled-sft/train"
 
 
-def test_written_places_become_pixels_of_the_original_again(out: str):
+def in_tags(text: str) -> str:
+    numbers = json.loads(text)[0]["bbox_2d"]
+    return "<|object_ref_start|>it<|object_ref_end|><|box_start|>({},{}),({},{})<|box_end|>".format(*numbers)
+
+
+@pytest.mark.parametrize("form", [str, in_tags])
+def test_written_places_become_pixels_of_the_original_again(out: str, form):
     recipe = small_recipe("stages.sft.sampling.tasks=[grounding]", "stages.sft.sampling.requests=400")
     requests = make_requests(recipe, "sft", out)
     spatial = [
@@ -101,7 +108,7 @@ def test_written_places_become_pixels_of_the_original_again(out: str):
     assert spatial
 
     def texts(request: Request):
-        return [(reference(request), "stop")] if request in spatial else [("nothing", "stop")]
+        return [(form(reference(request)), "stop")] if request in spatial else [("nothing", "stop")]
 
     answer_all(out, "sft", requests, texts)
     select_answers(recipe, "sft", out)

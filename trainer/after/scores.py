@@ -169,15 +169,18 @@ _FOUR = re.compile(
 )
 _POINT_TAG = re.compile(r"""x1?\s*=\s*"(-?[\d.]+)"\s+y1?\s*=\s*"(-?[\d.]+)\"""")
 _TWO = re.compile(r"(-?\d+(?:\.\d+)?)\s*[,\s]\s*(-?\d+(?:\.\d+)?)")
+_BETWEEN_BOX_TOKENS = re.compile(r"(?:<\|box_start\|>|<box>)(.*?)(?:<\|box_end\|>|</box>|$)", re.DOTALL)
 
 
 def parse_boxes(text: str) -> list[Box]:
-    """Boxes as written (not yet in the original's pixels): JSON bbox_2d, data-bbox, <|box_start|>, or four numbers."""
+    """Boxes as written (not yet in the original's pixels): JSON bbox_2d, data-bbox, <|box_start|> or <box>, or four
+    numbers. Between box tokens, where there are any: digits of a label are then none of a box."""
     boxes = [_box(entry["bbox_2d"]) for entry in _json_entries(text) if _numbers(entry.get("bbox_2d"), 4)]
     if boxes:
         return boxes
     without_labels = re.sub(r'"label"\s*:\s*"[^"]*"|bbox_2d', " ", text)
-    return [_box([float(number) for number in found.groups()]) for found in _FOUR.finditer(without_labels)]
+    places = _BETWEEN_BOX_TOKENS.findall(text) or [without_labels]
+    return [_box([float(number) for number in found.groups()]) for place in places for found in _FOUR.finditer(place)]
 
 
 def parse_points(text: str) -> list[tuple[float, float]]:
@@ -192,8 +195,8 @@ def parse_points(text: str) -> list[tuple[float, float]]:
         text = found.group(1)
     elif boxes := parse_boxes(text):
         return [((x1 + x2) / 2, (y1 + y2) / 2) for x1, y1, x2, y2 in boxes]
-    without_names = re.sub(r"point_2d|bbox_2d", " ", text)
-    return [(float(x), float(y)) for x, y in _TWO.findall(without_names)]
+    places = _BETWEEN_BOX_TOKENS.findall(text) or [re.sub(r"point_2d|bbox_2d", " ", text)]
+    return [(float(x), float(y)) for place in places for x, y in _TWO.findall(place)]
 
 
 def iou(one: Box, other: Box) -> float:

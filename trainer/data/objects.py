@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -118,6 +119,52 @@ class TaggedObjects:
     @staticmethod
     def _between(start: str, text: str, end: str, target: bool) -> list[Piece]:
         return [Piece("special", start, target), Piece("text", text, target), Piece("special", end, target)]
+
+
+@dataclass(frozen=True)
+class BracketObjects:
+    """label: [x1, y1, x2, y2] with two decimals, one object a line: LLaVA (0-1 boxes of its region data, arXiv
+    2310.03744). One object without label is the bare box, as in its answers to a referring expression.
+
+    Ours, where its data have no words: a point is [x, y], a span of time stands in plain text, content after its place.
+    A role is not written.
+    """
+
+    name: str = "brackets"
+
+    def write(self, part: Objects, pen: Pen, target: bool) -> list[Piece]:
+        if part.form in ("html", "plain"):
+            return [Piece("text", shared_form(part, pen), target)]
+        return [Piece("text", "\n".join(self._line(part.media, thing, pen) for thing in part.objects), target)]
+
+    def _line(self, media: int, thing: Object, pen: Pen) -> str:
+        at = thing.at
+        if isinstance(at, Span):
+            place = plain(media, thing, pen)
+        else:
+            numbers = pen.point(media, *at.xy) if isinstance(at, Point) else pen.box(media, at.xyxy)
+            place = "[" + ", ".join(f"{number:.2f}" for number in numbers) + "]"
+        line = f"{thing.label}: {place}" if thing.label else place
+        return f"{line} {thing.content}" if thing.content else line
+
+
+_OBJECT = r"(?:(?:<\|object_ref_start\|>|<ref>)(?P<label>[^<]*)(?:<\|object_ref_end\|>|</ref>))?"
+_CORNER = r"\(\s*(-?\d+)\s*,\s*(-?\d+)\s*\)"
+_TAGGED = re.compile(rf"{_OBJECT}\s*(?:<\|box_start\|>|<box>){_CORNER}(?:,{_CORNER})?(?:<\|box_end\|>|</box>)\s*")
+
+
+def read_tagged(text: str) -> list[dict[str, Any]] | None:
+    """The objects of an answer that is nothing but tagged ones, as JSON of `Object`, in the units that it writes; None
+    for any other text."""
+    text, at = text.strip(), 0
+    found: list[dict[str, Any]] = []
+    while match := _TAGGED.match(text, at):
+        label, *corners = match.groups()
+        numbers = [float(number) for number in corners if number is not None]
+        place = {"shape": "point", "xy": numbers} if len(numbers) == 2 else {"shape": "box", "xyxy": numbers}
+        found.append({"label": label or "", "at": place})
+        at = match.end()
+    return found if found and at == len(text) else None
 
 
 # ---------------------------------------------------------------- forms that every style shares
