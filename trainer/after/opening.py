@@ -18,6 +18,7 @@ from torch import nn
 from trainer import handover, storage
 from trainer.edge import code_of, told
 from trainer.errors import QwenVLError
+from trainer.models.family import import_classes_of
 from trainer.recipe import Recipe
 from trainer.resolve import load_recipe
 
@@ -60,7 +61,8 @@ def device_of_program() -> torch.device:
 
 
 def load_pretrained(uri: str, *, dtype: torch.dtype | None = None) -> nn.Module:
-    """transformers' own model from a folder in Hugging Face layout, in eval mode; no code of the trainer in between.
+    """transformers' own model from a folder in Hugging Face layout, in eval mode; no code of the trainer in between but
+    the model classes of a family that transformers lacks.
 
     Several GPUs share one model layer by layer where accelerate is installed: for a model that does not fit one.
     """
@@ -71,6 +73,7 @@ def load_pretrained(uri: str, *, dtype: torch.dtype | None = None) -> nn.Module:
     if device.type == "cuda" and torch.cuda.device_count() > 1 and _has_accelerate():
         more["device_map"] = "auto"
     with local_folder(uri) as folder:
+        import_classes_of(storage.read_json(storage.join(folder, "config.json")).get("model_type", ""))
         model = AutoModelForImageTextToText.from_pretrained(
             folder, dtype=dtype or "auto", local_files_only=True, attn_implementation="sdpa", **more
         )

@@ -188,6 +188,14 @@ class Family(Protocol):
         """What of tokenizer_config.json follows from the family."""
         ...
 
+    def import_warnings(self, processor: Mapping[str, Any]) -> list[str]:
+        """What a released model's preprocessor_config.json does otherwise than training here."""
+        ...
+
+    def unused(self, stored_name: str) -> bool:
+        """Whether a tensor of a released part has no place in the model: the text half of CLIP, saved buffers."""
+        ...
+
     def shape(self) -> Shape: ...
 
     def layout_facts(self) -> dict[str, Any]:
@@ -277,6 +285,7 @@ FAMILIES: dict[str, str] = {
     "qwen2_vl": "trainer.models.qwen2_vl:Qwen2VL",
     "qwen2_5_vl": "trainer.models.qwen2_5_vl:Qwen25VL",
     "llava": "trainer.models.llava:Llava",
+    "llava_next": "trainer.models.llava_next:LlavaNext",
 }
 """Family name -> module:class. A table and not imports: a family that a run does not use is not loaded."""
 
@@ -294,3 +303,12 @@ def load_family(name: str, config: Mapping[str, Any], *, tokens_per_second: floa
 def parts_of(family: Family) -> Parts:
     """The family's torch side."""
     return importlib.import_module(f"{type(family).__module__}_model")  # type: ignore[return-value]
+
+
+def import_classes_of(model_type: str) -> None:
+    """Import the torch side of every family with this model_type of config.json: one whose model transformers lacks
+    registers its own with the Auto classes there."""
+    for entry in FAMILIES.values():
+        module, cls = entry.split(":")
+        if getattr(importlib.import_module(module), cls).model_type == model_type:
+            importlib.import_module(f"{module}_model")
