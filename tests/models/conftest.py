@@ -5,10 +5,11 @@ pytest tests/models --write-measured      tests/golden/families.json, from which
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.models import builders, measured
 from tests.models.builders import Built
@@ -67,3 +68,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             terminalreporter.write_line(f"{family} rule {rule}: {told}")
     if config.getoption("--write-measured"):
         measured.store(MEASURED)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Matrices here are small: a second thread costs more than it gives, beside other work three times as much."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
