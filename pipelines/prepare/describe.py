@@ -155,6 +155,8 @@ def _scales(draft: Draft, described: list[Media]) -> list[Scale]:
             across, down = item.width / per, item.height / per
         elif number == 0 and draft.meta.get("stated_size"):
             across, down = _stated(draft.meta["stated_size"], item)
+        elif draft.meta.get("stated_sizes"):
+            across, down = _stated(draft.meta["stated_sizes"][number], item)
         found.append((across, down, item.width, item.height))
     return found
 

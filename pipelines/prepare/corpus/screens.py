@@ -49,7 +49,7 @@ def write_agents(folder: Folder, split: Split, found: Ingredients) -> None:
         number: folder.media(f"agents/{screens[number]['file']}", (SCREENS / screens[number]["file"]).read_bytes())
         for number in chosen
     }
-    rows = [_walk_row(walk, screens, path_of) for walk in recorded()["walks"] if split_of(walk["site"]) == split]
+    rows = [walk_row(walk, screens, path_of) for walk in recorded()["walks"] if split_of(walk["site"]) == split]
     single = [(number, element) for number in chosen for element in screens[number]["elements"]]
     rng.shuffle(single)
     for place, (number, element) in enumerate(single[: folder.count(320 if split == "train" else 40, 8)]):
@@ -84,7 +84,7 @@ def _point_row(rng: random.Random, path: str, element: dict) -> dict:
     }
 
 
-def _walk_row(walk: dict, screens: list[dict], path_of: dict[int, str]) -> dict:
+def walk_row(walk: dict, screens: list[dict], path_of: dict[int, str]) -> dict:
     """A recorded walk with a screenshot before every action, and the tool's schema in the system message."""
     steps, named = [], []
     for step in walk["steps"]:

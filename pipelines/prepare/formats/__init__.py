@@ -6,6 +6,8 @@ coco          COCO detection: boxes and masks
 interleaved   OBELICS: `images` and `texts` of one length
 layout        pages with boxes of headings, paragraphs, tables, figures
 agent         trajectories of screenshots and actions, and where an element is
+android_control, aitw, mind2web         traces of these data sets in the one action space (actions.py: what becomes what)
+uiautomator, accessibility, web_dom     UI elements of a screen: Android views, desktop trees, pages with their DOM
 text          plain text: JSONL with `text`, or text files
 preference    pairs of a chosen and a rejected answer: LLaMA-Factory's ranking, or prompt/chosen/rejected
 """
@@ -21,7 +23,10 @@ from pipelines.prepare.formats.rows import Reader
 from trainer.errors import RecipeError
 from trainer.recipe import Source
 
-FORMATS = ("agent", "coco", "interleaved", "layout", "llava", "openai", "preference", "text")
+FORMATS = (
+    *("agent", "coco", "interleaved", "layout", "llava", "openai", "preference", "text"),
+    *("android_control", "aitw", "mind2web", "uiautomator", "accessibility", "web_dom"),
+)
 RENDERED = {"interleaved": "document", "text": "document", "preference": "chat"}
 """What a format can only be rendered as; the others go both ways."""
 

@@ -1,8 +1,8 @@
 """Agent data, one a line. A trajectory: {"instruction", "tool": "computer_use" | "mobile_use", "schema": true | false,
-"steps": [{"screenshot", "action", "coordinate", "coordinate2", "arguments", "thought"}]}; the screenshot is what was
-seen before the action. `schema` puts the tool's signature into a system message. UI grounding: {"instruction",
-"screenshot", "targets": [{"bbox", "label", "role"}]}. Coordinates are pixels of the screenshot unless `coordinates`
-says otherwise.
+"steps": [{"screenshot", "action", "coordinate", "coordinate2", "arguments", "thought", "then"}]}; the screenshot is
+what was seen before the action, `then` lists further actions that follow without another look. `schema` puts the
+tool's signature into a system message. UI grounding: {"instruction", "screenshot", "targets": [{"bbox", "label",
+"role"}]}. Coordinates are pixels of the screenshot unless `coordinates` says otherwise.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pipelines.prepare.formats.rows import (
     text,
     units_of,
 )
+from trainer.data.render import ACTIONS
 from trainer.recipe import Source
 
 TOOLS = ("computer_use", "mobile_use")
@@ -30,14 +31,15 @@ POINTS = ("coordinate", "coordinate2")
 
 def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
     def one(entry: dict, where: str) -> Draft:
-        make = _grounding if "targets" in entry else _trajectory
+        make = _grounding if "targets" in entry else trajectory
         messages, media = make(entry, media_root)
         return Draft(where, identity_of(entry, where), messages, media, units=units_of(entry))
 
     yield from each(path, one)
 
 
-def _trajectory(entry: dict, root: str) -> tuple[list[dict], list[MediaRef]]:
+def trajectory(entry: dict, root: str) -> tuple[list[dict], list[MediaRef]]:
+    """Messages and media of a trajectory."""
     tool, steps = entry.get("tool", TOOLS[0]), field_of(entry, "steps")
     if tool not in TOOLS:
         raise BadRow("wrong-form", f"a tool of {', '.join(TOOLS)}", tool)
@@ -49,7 +51,9 @@ def _trajectory(entry: dict, root: str) -> tuple[list[dict], list[MediaRef]]:
         asked = [text(field_of(entry, "instruction"))] if number == 0 else []
         messages.append(message("user" if number == 0 else "tool", {"part": "image", "media": number}, *asked))
         thought = [text(f"{step['thought']}\n")] if step.get("thought") else []
-        messages.append(message("assistant", *thought, _action(step, number, tool)))
+        calls = [_action(call, number, tool) for call in (step, *step.get("then", ()))]
+        apart = [part for call in calls for part in (text("\n"), call)][1:]
+        messages.append(message("assistant", *thought, *apart))
     return messages, media
 
 
@@ -57,11 +61,14 @@ def _action(step: dict, number: int, tool: str) -> dict:
     points = {name: [float(value) for value in step[name]] for name in POINTS if step.get(name)}
     if any(len(point) != 2 for point in points.values()):
         raise BadRow("wrong-form", "a coordinate of two numbers", points)
+    name = field_of(step, "action")
+    if name not in ACTIONS[tool]:
+        raise BadRow("unmapped-action", f"an action of {tool}: {', '.join(ACTIONS[tool])}", repr(name))
     return {
         "part": "action",
         "media": number,
         "tool": tool,
-        "action": field_of(step, "action"),
+        "action": name,
         "arguments": step.get("arguments", {}),
         "coordinates": points,
     }
