@@ -122,6 +122,11 @@ def train(texts: Iterable[str], vocab_size: int, family: Family) -> tokenizers.T
     inner.train_from_iterator(texts, trainer)
     inner.add_special_tokens(special)
     inner.add_tokens(plain)
+    if (bos := family.markers.bos) is not None:  # transformers takes this from tokenizer.json alone
+        begins = processors.TemplateProcessing(
+            single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, inner.token_to_id(bos))]
+        )
+        inner.post_processor = processors.Sequence([inner.post_processor, begins])
     if inner.get_vocab_size() != vocab_size:
         found = inner.get_vocab_size()
         raise RecipeError(

@@ -97,8 +97,19 @@ def _whole(recipe: Recipe, out: str, uri: str) -> tuple[handover.Model, dict[str
     stored = [entry for info in files.read_headers(uri) for entry in info.tensors]
     named = {family.hub_name(family.model_name(entry.name)): entry for entry in stored}
     hub.check_names(named, wanted, tied=bool(family.config.get("tie_word_embeddings")), where=uri)
+    for told in import_warnings(family, uri):
+        print(f"init: warning: {told}", flush=True)
     print(f"init: {uri} has every tensor of its config; digesting its files", flush=True)
     return handover.describe_model(out, uri), dict.fromkeys(GROUPS, uri)
+
+
+def import_warnings(family: Family, uri: str) -> list[str]:
+    """What the processor of a released model does otherwise than training here; nothing where it has none."""
+    try:
+        processor = storage.read_json(storage.join(uri, "preprocessor_config.json"))
+    except FileNotFoundError:
+        return []
+    return family.import_warnings(processor)
 
 
 def _assembled(recipe: Recipe, out: str, init: Init) -> tuple[handover.Model, dict[str, str]]:

@@ -98,7 +98,7 @@ def check_names(
     Raises:
         ModelError: tensors are missing, extra or of another shape; all are listed.
     """
-    extra = set(found) - set(wanted) - ({"lm_head.weight"} if tied else set())
+    extra = {name for name in set(found) - set(wanted) if not (tied and name.endswith("lm_head.weight"))}
     problems = [f"missing {name} {list(wanted[name])}" for name in sorted(set(wanted) - set(found))]
     problems += [f"extra {name} {list(found[name].shape)}" for name in sorted(extra)]
     problems += [

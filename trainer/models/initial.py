@@ -1,7 +1,8 @@
 """The model that the first stage starts from: a whole one, or one assembled from a language model, a vision tower and a
 merger, each from a folder or random.
 
-Missing, extra and wrong-shaped tensors are errors; where each group came from is told and kept in the stage's result.
+Missing, extra and wrong-shaped tensors are errors, but for the rows of tokens that a family adds to its language model:
+these begin as the mean of the others. Where each group came from is told and kept in the stage's result.
 
     parts = assemble(family, llm=uri, vision="random", merger="random", seed=1)
     hub.save_tensors(parts.tensors, uri, family, ...)
@@ -10,7 +11,7 @@ Missing, extra and wrong-shaped tensors are errors; where each group came from i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -71,6 +72,8 @@ def _group_from(
     infos = {entry.name: entry for info in hub.read_headers(uri) for entry in info.tensors}
     found: dict[str, str] = {}
     for stored in infos:
+        if family.unused(stored):
+            continue
         name = _named(family, stored, wanted)
         if name is None:
             raise ModelError(
@@ -79,10 +82,34 @@ def _group_from(
         if family.group_of(name) == group:
             found[name] = stored
     tied = bool(family.config.get("tie_word_embeddings"))
-    hub.check_names(
-        {name: infos[stored] for name, stored in found.items()}, wanted, tied=tied, where=f"{uri} ({group})"
-    )
-    return {name: readers[found[name]] for name in wanted}
+    tensors = {name: infos[stored] for name, stored in found.items()}
+    rows = family.text_config(family.config).get("vocab_size")
+    longer = {name for name, entry in tensors.items() if _lacks_rows(entry.shape, wanted.get(name), rows)}
+    for name in sorted(longer):
+        more = wanted[name][0] - tensors[name].shape[0]
+        print(f"init: {name} of {uri} gets {more} rows for new tokens: the mean of its own", flush=True)
+        tensors[name] = replace(tensors[name], shape=wanted[name])
+    hub.check_names(tensors, wanted, tied=tied, where=f"{uri} ({group})")
+    return {
+        name: _with_rows(readers[found[name]], wanted[name][0]) if name in longer else readers[found[name]]
+        for name in wanted
+    }
+
+
+def _lacks_rows(stored: tuple[int, ...], wanted: tuple[int, ...] | None, vocab_size: int | None) -> bool:
+    """Embedding or head of a language model that has no rows for tokens that the family adds (<image> of LLaVA)."""
+    if wanted is None or len(stored) != 2 or len(wanted) != 2:
+        return False
+    return wanted[0] == vocab_size and stored[0] < wanted[0] and stored[1] == wanted[1]
+
+
+def _with_rows(read: Callable[[], Tensor], rows: int) -> Callable[[], Tensor]:
+    def longer() -> Tensor:
+        stored = read()
+        mean = stored.float().mean(dim=0).to(stored.dtype)
+        return torch.cat([stored, mean.expand(rows - len(stored), -1)])
+
+    return longer
 
 
 def _named(family: Family, stored: str, wanted: Mapping[str, tuple[int, ...]]) -> str | None:

@@ -7,7 +7,7 @@ counts as two equal frames. arXiv 2409.12191 section 2.1; transformers 5.23 Qwen
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -123,6 +123,13 @@ class NativeResolution:
     def _ids_per_grid(self, seconds_per_grid: float) -> float:
         """Temporal ids from one grid row of a video to the next: absolute time."""
         return seconds_per_grid * self.tokens_per_second
+
+    def import_warnings(self, processor: Mapping[str, Any]) -> list[str]:
+        """None: released processors resize as smart_resize does; budgets are the recipe's."""
+        return []
+
+    def unused(self, stored_name: str) -> bool:
+        return False
 
     def pixel_settings(self, **more: Any) -> dict[str, Any]:
         """What every processor file says of sizes and steps."""
