@@ -134,9 +134,9 @@ def theirs(grid: Any, before: int, after: int) -> np.ndarray:
     tokens = FAMILY.visual_tokens(grid)
     kinds = torch.tensor([[0] * before + [2] * tokens + [0] * after])
     model = a_model(attention=None)
-    rows, _ = Qwen2VLModel.get_rope_index(
-        model.model, torch.zeros_like(kinds), kinds, video_grid_thw=torch.tensor([[grid.t, grid.h, grid.w]])
-    )
+    index: Any = Qwen2VLModel.get_rope_index
+    grids = torch.tensor([[grid.t, grid.h, grid.w]])
+    rows, _ = index(model.model, torch.zeros_like(kinds), kinds, video_grid_thw=grids)
     return rows[:, 0].numpy()
 
 
@@ -277,9 +277,9 @@ def test_names_of_both_layouts_go_to_the_same_group() -> None:
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_files_with_old_and_new_names_give_the_same_bits(tied: bool, tmp_path: Path) -> None:
-    content = config() | {"tie_word_embeddings": tied}
+    content: dict[str, Any] = config() | {"tie_word_embeddings": tied}
     content["text_config"] |= {"tie_word_embeddings": tied, "vocab_size": 64}
-    family = Qwen2VL(content)
+    family: Any = Qwen2VL(content)
     source = a_model(tie_word_embeddings=tied, text_config=content["text_config"])
     tensors = {name: parameter.detach() for name, parameter in source.named_parameters()}
     loaded = []

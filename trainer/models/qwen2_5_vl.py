@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trainer.data.coordinates import Convention
-from trainer.data.objects import JsonObjects
+from trainer.data.objects import JsonObjects, ObjectStyle
 from trainer.errors import ModelError, RecipeError
 from trainer.flops import Shape
 from trainer.models.released import Released
@@ -23,7 +23,7 @@ RELEASED_TOKENS_PER_SECOND = 2.0
 class Qwen25VL(Released):
     name = model_type = "qwen2_5_vl"
     plain_tokens = ("<tool_call>", "</tool_call>")
-    objects = JsonObjects()
+    objects: ObjectStyle = JsonObjects()
     coordinates = Convention("absolute")
     processor_class = "Qwen2_5_VLProcessor"
 

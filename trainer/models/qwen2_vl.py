@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trainer.data.coordinates import Convention
-from trainer.data.objects import TaggedObjects
+from trainer.data.objects import ObjectStyle, TaggedObjects
 from trainer.errors import ModelError, RecipeError
 from trainer.flops import Shape
 from trainer.models.released import Released
@@ -23,8 +23,7 @@ VISION_DEFAULTS = {"depth": 32, "embed_dim": 1280, "num_heads": 16, "mlp_ratio":
 
 class Qwen2VL(Released):
     name = model_type = "qwen2_vl"
-    plain_tokens = ()
-    objects = TaggedObjects()
+    objects: ObjectStyle = TaggedObjects()
     coordinates = Convention("thousand")
     processor_class = "Qwen2VLProcessor"
     tokens_per_second = 0.0

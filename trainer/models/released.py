@@ -58,12 +58,13 @@ class Released(NativeResolution):
     objects: ObjectStyle
     coordinates: Convention
     processor_class: str
-    special_tokens = SPECIAL_TOKENS
-    markers = Markers()
+    special_tokens: tuple[str, ...] = SPECIAL_TOKENS
+    plain_tokens: tuple[str, ...] = ()
+    markers: Markers = Markers()
     template: ChatTemplate = ChatML()
-    image_mean = (0.48145466, 0.4578275, 0.40821073)
-    image_std = (0.26862954, 0.26130258, 0.27577711)
-    part_prefixes = ("", "visual.", "model.", "visual.merger.")
+    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    part_prefixes: tuple[str, ...] = ("", "visual.", "model.", "visual.merger.")
 
     def _read_sizes(self) -> dict[str, Any]:
         """Patch sizes from the config, with the released ones filled in; gives vision_config."""
