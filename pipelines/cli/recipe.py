@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from typing import Any
 
 from trainer.recipe import Recipe
@@ -64,9 +65,12 @@ def _show(asked: argparse.Namespace) -> int:
 def _check(asked: argparse.Namespace) -> int:
     from pipelines.settle import asked_recipe
     from trainer.errors import RecipeError
+    from trainer.models.cautions import cautions
     from trainer.resolve import resolved
 
     recipe = asked_recipe(asked.recipe, asked.overrides)
+    for field, caution in cautions(recipe):
+        print(f"warning: {field}: {caution}", file=sys.stderr)
     if asked.cluster:
         from k8s.cluster import check, load_cluster
 

@@ -20,6 +20,7 @@ from trainer.data.plan import Order, Plan, make_plan
 from trainer.data.shards import Source
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import PlanError, StageMismatch, UsageError
+from trainer.models.cautions import stage_cautions
 from trainer.models.config import family_of, tokenizer_uri
 from trainer.recipe import SAMPLED, Recipe, Stage
 from trainer.resolve import digest
@@ -39,6 +40,8 @@ def prepare_stage(recipe: Recipe, stage: str, out: str) -> Plan:
         raise UsageError("the recipe has no such stage", where=stage, expected=", ".join(named))
     started = time.monotonic()
     _check_skips(recipe, stage, out)
+    for field, caution in stage_cautions(family_of(recipe, out), named[stage].pixels):
+        print(f"plan: warning: stages.{stage}.{field}: {caution}", flush=True)
     counter = Counter(recipe, stage, out)
     target = storage.join(out, stage, "plan")
     plan = _make(recipe, stage, "train", counter, target)
