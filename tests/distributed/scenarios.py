@@ -14,23 +14,21 @@ from typing import Any
 from trainer.step.imports import lean_imports
 
 with lean_imports():
-    import deepspeed  # noqa: F401
     import torch
     import torch.distributed as dist
     from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl  # noqa: F401
 
+from tests.distributed.runs import Run
 from tests.step.builders import a_batch, a_family, a_sequence
 from trainer.errors import CountMismatch, FreezeError, NumericsError
-from trainer.handover import ModelFile
-from trainer.models import freeze, hub
+from trainer.models import freeze
 from trainer.models import qwen2_5_vl_model as parts
 from trainer.recipe import Compute, Stage
 from trainer.state import resume
 from trainer.state.snapshot import Snapshots
 from trainer.state.upload import Identity, Uploader
 from trainer.step import engine as engines
-from trainer.step.optim import lr_factor, set_lr
-from trainer.step.packed import PackedModel, place
+from trainer.step.packed import place
 from trainer.step.process import join_group
 
 LENGTH, STEPS = 96, 4
@@ -67,79 +65,9 @@ def denominator(step: int) -> int:
     return sum(len(batch.label_ids) for batch in step_batches(step))
 
 
-class Run:
+def a_run(folder: Path, stage: Stage) -> Run:
     """An engine on the model in FOLDER/model."""
-
-    def __init__(self, folder: Path, stage: Stage):
-        self.folder, self.stage, self.family = folder, stage, a_family()
-        self.uri = str(folder / "model")
-        world_size = dist.get_world_size()
-        config = engines.zero_config(stage, 2 // world_size)
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[stage.compute.precision]
-        with engines.sharded(config):
-            model = parts.build(self.family.export_config(), dtype=dtype, attn_implementation="segments", init=False)
-        self.read = hub.load(model, self.uri, self.family, files=stored_files(folder), dtype=torch.float32)
-        self.plan = freeze.freeze_plan([name for name, _ in model.named_parameters()], self.family, stage.train)
-        freeze.apply(model, self.plan, self.family)
-        if stage.compute.activation_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self.model = PackedModel(model, parts, mean=self.family.image_mean, std=self.family.image_std)
-        self.engine = engines.make_engine(self.model, stage, config, self.group_of)
-        self.frozen = freeze.frozen_digests(model, self.plan, self.family)
-        self.masters = freeze.master_digests(self.engine)
-
-    def group_of(self, name: str) -> str:
-        return self.family.group_of(name.removeprefix("model."))
-
-    def train(
-        self, first: int = 0, last: int = STEPS, batches: Callable[[int], list[Any]] = step_batches
-    ) -> list[list[float]]:
-        """[loss, gradient norm] of each step."""
-        rank, world_size = dist.get_rank(), dist.get_world_size()
-        found = []
-        for step in range(first, last):
-            mine = batches(step)[rank::world_size]
-            set_lr(self.engine, lr_factor(step, STEPS, self.stage.schedule), self.stage.optim)
-            figures = engines.train_step(
-                self.engine,
-                [place(batch, self.model, "cpu") for batch in mine],
-                denominator=sum(len(batch.label_ids) for batch in batches(step)),
-                count="target tokens",
-                step=step + 1,
-                own={"stop": 0.0},
-            )
-            found.append([figures.sums["loss_sum"] / figures.sums["counted"], figures.grad_norm])
-        return found
-
-    def save(self, name: str) -> hub.Saved:
-        return hub.save(
-            self.model.model,
-            str(self.folder / name),
-            self.family,
-            dtype=torch.float32,
-            file_bytes=40_000,
-            parent=(self.uri, stored_files(self.folder)),
-            frozen_groups=freeze.frozen_groups(self.plan),
-        )
-
-    def prove(self, saved: hub.Saved) -> list[dict[str, Any]]:
-        from trainer.step.ending import changed_in_memory
-
-        rows = freeze.prove(
-            self.plan,
-            sizes=dict.fromkeys(self.plan, 1),
-            read=self.read,
-            handed_over=saved.digests,
-            changed_in_memory=changed_in_memory(
-                self.frozen, freeze.frozen_digests(self.model.model, self.plan, self.family)
-            ),
-            moved_groups=freeze.moved(self.engine, self.masters, self.group_of),
-        )
-        return [row.model_dump() for row in rows]
-
-
-def stored_files(folder: Path) -> dict[str, ModelFile]:
-    return {name: ModelFile(**entry) for name, entry in json.loads((folder / "files.json").read_text()).items()}
+    return Run(a_family(), folder, stage, batches=step_batches)
 
 
 def refused(kind: type[Exception], call: Callable[[], Any]) -> str:
@@ -155,7 +83,7 @@ def refused(kind: type[Exception], call: Callable[[], Any]) -> str:
 
 
 def all_trained(folder: Path, world: str) -> Any:
-    run = Run(folder, a_stage())
+    run = a_run(folder, a_stage())
     figures = run.train()
     saved = run.save(f"all-{world}")
     return {"figures": figures, "rows": run.prove(saved), "copied": saved.copied, "held": held_out(run)}
@@ -167,11 +95,11 @@ def held_out(run: Run) -> dict[str, float]:
 
 
 def checkpointed_activations(folder: Path, world: str) -> Any:
-    return Run(folder, a_stage(activation_checkpointing=True)).train(last=2)
+    return a_run(folder, a_stage(activation_checkpointing=True)).train(last=2)
 
 
 def half_precision(folder: Path, world: str) -> Any:
-    run = Run(folder, a_stage(precision="bf16"))
+    run = a_run(folder, a_stage(precision="bf16"))
     kept = {name: str(buffer.dtype) for name, buffer in run.model.named_buffers()}
     exact = parts.build(run.family.export_config(), dtype=torch.float32)
     same = all(
@@ -181,7 +109,7 @@ def half_precision(folder: Path, world: str) -> Any:
 
 
 def frozen_vision(folder: Path, world: str) -> Any:
-    run = Run(folder, a_stage({"vision": False, "merger": True, "llm": True}))
+    run = a_run(folder, a_stage({"vision": False, "merger": True, "llm": True}))
     figures = run.train()
     saved = run.save(f"frozen-vision-{world}")
     rows = run.prove(saved)
@@ -199,14 +127,14 @@ def frozen_vision(folder: Path, world: str) -> Any:
 
 def vision_only(folder: Path, world: str) -> Any:
     """The literal reading of the report's first stage: neither merger nor language model."""
-    run = Run(folder, a_stage({"vision": True, "merger": False, "llm": False}))
+    run = a_run(folder, a_stage({"vision": True, "merger": False, "llm": False}))
     figures = run.train()
     return {"figures": figures, "rows": run.prove(run.save(f"vision-{world}"))}
 
 
 def text_only(folder: Path, world: str) -> Any:
     """No rank has a picture: the vision tower gets gradients of zero, not those of the step before."""
-    run = Run(folder, a_stage())
+    run = a_run(folder, a_stage())
     run.train(last=1)
     before = freeze.master_digests(run.engine)
     for group in run.engine.optimizer.param_groups:
@@ -222,7 +150,7 @@ def text_only(folder: Path, world: str) -> Any:
 
 
 def wrong_numbers(folder: Path, world: str) -> Any:
-    run = Run(folder, a_stage())
+    run = a_run(folder, a_stage())
     rank, world_size = dist.get_rank(), dist.get_world_size()
 
     def step(wrong: int = 0) -> None:
@@ -232,8 +160,8 @@ def wrong_numbers(folder: Path, world: str) -> Any:
         )  # fmt: skip
 
     counted = refused(CountMismatch, lambda: step(wrong=1))
-    same = freeze.master_digests(run.engine) == run.masters
-    run = Run(folder, a_stage())
+    same = freeze.master_digests(run.engine) == run.before.masters
+    run = a_run(folder, a_stage())
     for name, parameter in run.model.model.named_parameters():
         if name.endswith("visual.merger.ln_q.weight") and rank == 0:  # reached by packs with pictures only
             parameter.ds_tensor.data[0] = float("nan")  # type: ignore[attr-defined]
@@ -251,14 +179,14 @@ def resumed(folder: Path, world: str) -> Any:
     """Stopped after two steps and gone on with in a new engine: the same bits as without the stop."""
     uri = str(folder / f"stage-{world}")
     identity = Identity("stage1", 1, "stage", "plan", "base")
-    run = Run(folder, a_stage())
+    run = a_run(folder, a_stage())
     figures = run.train(last=2)
     uploader = Uploader(uri, identity)
     uploader.commit(Snapshots().take(run.engine, step=2), loader={"step": 2})
     uploader.wait()
     figures += run.train(2, STEPS)
     want = freeze.master_digests(run.engine)
-    again = Run(folder, a_stage())
+    again = a_run(folder, a_stage())
     manifest = resume.newest(uri)
     assert manifest is not None
     resume.load(again.engine, uri, manifest)

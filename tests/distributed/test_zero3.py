@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.distributed.ranks import launch
 from tests.distributed.scenarios import STEPS, a_stage, denominator, step_batches
 from tests.step.builders import a_batch, a_config, a_family, a_sequence
 from trainer.models import hub
@@ -45,31 +42,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def found(folder: Path) -> dict[str, Any]:
     """{world size: {scenario: [what each rank found]}}"""
     for world in WORLDS:
-        launch(folder, int(world))
+        launch("tests.distributed.scenarios", [str(folder)], world_size=int(world), logs=folder)
     return {world: json.loads((folder / f"{world}.json").read_text()) for world in WORLDS}
-
-
-def launch(folder: Path, world_size: int) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    env = os.environ | {
-        "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-        "WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size),
-    }  # fmt: skip
-    command = [sys.executable, "-m", "tests.distributed.scenarios", str(folder)]
-    ranks = []
-    for rank in range(world_size):
-        own = env | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        log = (folder / f"{world_size}-{rank}.log").open("w")
-        ranks.append(subprocess.Popen(command, env=own, stdout=log, stderr=subprocess.STDOUT))
-    try:
-        codes = [rank.wait(timeout=170) for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    logs = "\n".join((folder / f"{world_size}-{rank}.log").read_text()[-3000:] for rank in range(world_size))
-    assert codes == [0] * world_size, logs
 
 
 def plain_training(folder: Path, trained: dict[str, bool]) -> tuple[list[list[float]], PackedModel]:

@@ -40,7 +40,12 @@ class Weights:
 def weights_of(
     packed: PackedModel, engine: Any, plan: freeze.FreezePlan, family: Family, *, read: Mapping[str, str]
 ) -> Weights:
-    """Taken while the engine holds the parent's weights, before a checkpoint replaces them. No communication."""
+    """Taken while the engine holds the parent's weights, before a checkpoint replaces them. No communication.
+
+    Raises:
+        FreezeError: the optimizer does not hold exactly what the stage trains.
+    """
+    freeze.check_optimizer(plan, engine, hub_names(family))
     frozen = freeze.frozen_digests(packed.model, plan, family)
     return Weights(plan, read, frozen, masters=freeze.master_digests(engine))
 
@@ -51,8 +56,10 @@ def freeze_table(
     """The proof, from memory and from the stored tensors. Every rank calls it.
 
     Raises:
-        FreezeError: a frozen parameter changed, or a trained group did not move.
+        FreezeError: a frozen parameter changed, or a trained one did not move.
     """
+    hub_name = hub_names(inputs.family)
+    freeze.check_optimizer(before.plan, engine, hub_name)
     now = freeze.frozen_digests(packed.model, before.plan, inputs.family)
     return freeze.prove(
         before.plan,
@@ -60,8 +67,13 @@ def freeze_table(
         read=before.read,
         handed_over=saved.digests,
         changed_in_memory=changed_in_memory(before.frozen, now),
-        moved_groups=freeze.moved(engine, before.masters, inputs.group_of),
+        moved=freeze.moved(engine, before.masters, freeze.trained_names(before.plan), hub_name),
     )
+
+
+def hub_names(family: Family) -> freeze.HubName:
+    """Of parameters as a PackedModel names them."""
+    return lambda name: family.hub_name(name.removeprefix("model."))
 
 
 def changed_in_memory(before: Mapping[str, str], after: Mapping[str, str]) -> set[str]:

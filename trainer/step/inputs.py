@@ -229,6 +229,9 @@ def build_model(job: Job, inputs: Inputs, device: torch.device) -> tuple[PackedM
         model = inputs.parts.build(
             family.export_config(), dtype=inputs.compute_dtype, attn_implementation=attention.NAME, init=False
         )
+    if inputs.mesh.rank == 0:
+        choice = attention.chosen(device, inputs.compute_dtype)
+        print(f"attention: {choice.name}, {choice.reason}", flush=True)
     files = inputs.parent.model.files
     digests = hub.load(model, inputs.parent_uri, family, files=files, dtype=inputs.handover_dtype)
     plan = freeze.freeze_plan([name for name, _ in model.named_parameters()], family, job.stage.train)

@@ -159,6 +159,9 @@ def place(
     twice in a plan, in two renderings.
     """
     table = np.asarray(batch.segments)
+    segments = segments_of(table)
+    positions = np.asarray(batch.position_ids)
+    check_positions(positions, segments)
     grids = _tensor(batch.grid_thw).long()
     patches = _tensor(batch.patches)
     has_pictures = len(grids) > 0
@@ -176,8 +179,8 @@ def place(
     on = {"device": device, "non_blocking": True}
     return Pack(
         ids=_tensor(batch.ids).to(**on),
-        position_ids=_tensor(batch.position_ids).reshape(4, -1).to(**on),
-        segments=segments_of(table),
+        position_ids=_tensor(positions).to(**on),
+        segments=segments,
         label_rows=_tensor(batch.label_rows).long().to(**on),
         label_ids=_tensor(batch.label_ids).long().to(**on),
         label_segment=_tensor(batch.label_segment).long().to(**on),
@@ -191,6 +194,24 @@ def place(
         index=batch.pack,
         has_pictures=has_pictures,
     )
+
+
+def check_positions(positions: np.ndarray, segments: Sequence[Segment]) -> None:
+    """Positions of a whole pack, counted through, shift every sample but the first without a word; so do three rows
+    instead of four, where a model takes the first for the one that counts tokens.
+
+    Raises:
+        ValueError: not int[4, L], or a segment whose count does not begin at 0 (after ancestors: at their length).
+    """
+    num_tokens = segments[-1].start + segments[-1].length if segments else 0
+    if positions.shape != (4, num_tokens):
+        raise ValueError(
+            f"positions are {list(positions.shape)}, a pack of {num_tokens} tokens needs [4, {num_tokens}]"
+        )
+    for segment in segments:
+        want = sum(stop - start for start, stop in segment.seen)
+        if (found := int(positions[0, segment.start])) != want:
+            raise ValueError(f"the segment at {segment.start} counts its tokens from {found}, expected {want}")
 
 
 def _num_patches(grids: Tensor) -> int:

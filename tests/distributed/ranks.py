@@ -1,0 +1,34 @@
+"""Starting ranks: real processes with torchrun's variables, no torch imported here."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def launch(module: str, arguments: Sequence[str], *, world_size: int, logs: Path, timeout_s: float = 170) -> None:
+    """`python -m module arguments` as so many ranks on this machine; fails with their last lines."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    env = os.environ | {
+        "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+        "WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size),
+    }  # fmt: skip
+    ranks = []
+    for rank in range(world_size):
+        own = env | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        log = (logs / f"{world_size}-{rank}.log").open("w")
+        command = [sys.executable, "-m", module, *arguments]
+        ranks.append(subprocess.Popen(command, env=own, stdout=log, stderr=subprocess.STDOUT))
+    try:
+        codes = [rank.wait(timeout=timeout_s) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    told = "\n".join((logs / f"{world_size}-{rank}.log").read_text()[-3000:] for rank in range(world_size))
+    assert codes == [0] * world_size, told

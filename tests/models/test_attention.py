@@ -1,0 +1,170 @@
+"""Rule 8: no L x L mask is ever built; flash-attention's kernel for unequal lengths where it is installed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from tests.models.builders import Built, far
+from trainer.step import attention
+from trainer.step.attention import Segment, chosen, segment_attention, segments_of, window_attention, windows_of
+from trainer.step.packed import place
+
+LONG = 32768
+Note = Callable[..., None]
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+def peak_bytes(call: Callable[[], Any]) -> int:
+    """By how much the call raises the process's memory at its highest (Linux: VmHWM, set back through clear_refs)."""
+    status, clear = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if not clear.exists():
+        pytest.skip("no /proc/self/clear_refs")
+
+    def field(name: str) -> int:
+        found = re.search(rf"{name}:\s+(\d+) kB", status.read_text())
+        assert found
+        return 1024 * int(found[1])
+
+    clear.write_text("5")
+    before = field("VmRSS")
+    call()
+    return field("VmHWM") - before
+
+
+def a_long_pack(built: Built) -> Any:
+    """32,768 tokens: every sample once, then text again and again, the last place padded."""
+    names = list(built.encoded)
+    used, more = sum(len(built.encoded[name].ids) for name in names), len(built.encoded["text"].ids)
+    return built.batch([*names, *["text"] * ((LONG - used) // more)], length=LONG)
+
+
+def test_32768_tokens_forward_and_backward_build_no_square(built: Built, note: Note) -> None:
+    batch, model = a_long_pack(built), built.mine
+    assert len(batch.ids) == LONG and len(batch.segments) > 100
+
+    def step() -> None:
+        model.zero_grad()
+        model(place(batch, model, "cpu"))[0].backward()
+
+    grown = peak_bytes(step)
+    model.zero_grad(set_to_none=True)
+    note(8, peak_mb_at_32768=round(grown / 1e6))
+    assert grown < LONG * LONG * 0.9  # bytes of a mask of one byte
+
+
+def test_one_sample_of_32768_tokens_builds_no_square() -> None:
+    heads = [torch.randn(1, 1, LONG, 16, requires_grad=True) for _ in range(3)]
+    segments = (Segment(0, LONG),)
+
+    def step() -> None:
+        segment_attention(torch.nn.Module(), *heads, None, segments=segments)[0].sum().backward()
+
+    assert peak_bytes(step) < LONG * LONG * 0.1
+
+
+def test_a_mask_of_that_size_would_be_seen() -> None:
+    """Negative control: one byte a pair of tokens, made and dropped."""
+
+    def dense() -> None:
+        owner = torch.arange(LONG) // 4096
+        mask = (owner[:, None] == owner[None, :]).tril()
+        assert bool(mask[0, 0])
+
+    assert peak_bytes(dense) > LONG * LONG * 0.9
+
+
+# ---------------------------------------------------------------- the choice, and the kernel's arguments
+
+
+def test_the_choice_and_its_reason() -> None:
+    assert chosen("cpu", torch.bfloat16) == attention.Choice(
+        "sdpa", "one call a segment: the device is cpu, flash-attn needs CUDA"
+    )
+    assert "fp32" in chosen("cuda", torch.float32).reason or "float32" in chosen("cuda", torch.float32).reason
+    half = chosen("cuda", torch.bfloat16)
+    installed = attention._flash_attn()[0] is not None
+    assert half.name == ("flash-attn" if installed else "sdpa") and "flash-attn" in half.reason
+
+
+def test_the_trainer_says_its_choice_at_start(built: Built, note: Note) -> None:
+    choice = chosen("cpu", torch.float32)
+    note(8, attention=choice.name)
+    text = (Path(attention.__file__).parent / "inputs.py").read_text()
+    assert "attention.chosen(device" in text
+
+
+def by_sequence(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_q: torch.Tensor, cu_k: torch.Tensor, max_q: int, max_k: int,
+    *, dropout_p: float = 0.0, softmax_scale: float | None = None, causal: bool = False,
+) -> torch.Tensor:  # fmt: skip
+    """flash_attn_varlen_func as documented: sequence by sequence, a causal mask that ends at the last key."""
+    assert cu_q.dtype == cu_k.dtype == torch.int32
+    outs = []
+    for row in range(len(cu_q) - 1):
+        mine, theirs = slice(cu_q[row], cu_q[row + 1]), slice(cu_k[row], cu_k[row + 1])
+        query, key, value = (tensor.transpose(0, 1)[None] for tensor in (q[mine], k[theirs], v[theirs]))
+        rows, columns = query.shape[2], key.shape[2]
+        assert rows <= max_q and columns <= max_k
+        mask = torch.ones(rows, columns, dtype=torch.bool).tril(columns - rows) if causal else None
+        out = scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, scale=softmax_scale, enable_gqa=True, dropout_p=dropout_p
+        )
+        outs.append(out[0].transpose(0, 1))
+    return torch.cat(outs)
+
+
+TABLE = np.array([[0, 5, 0, -1], [5, 9, 1, -1], [14, 3, 1, 1], [17, 4, 1, 1], [21, 2, 2, -1]], np.int32)
+
+
+def some_heads(**kind: Any) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(1, heads, 23, 16, generator=generator).to(**kind).requires_grad_() for heads in (4, 2, 2)]
+
+
+def test_the_kernels_arguments_mean_what_the_calls_by_segment_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers after a shared prompt among them; the kernel's documented meaning stands in for it."""
+    segments, module = segments_of(TABLE), torch.nn.Module()
+    want = segment_attention(module, *some_heads(), None, segments=segments)[0]
+    qkv = torch.randn(23, 3, 4, 16, generator=torch.Generator().manual_seed(2))
+    windows = windows_of([4, 9, 4, 6])
+    want_windows = window_attention(qkv, windows, 0.25)
+    monkeypatch.setattr(attention, "varlen_kernel", lambda kind, dtype: by_sequence)
+    got = segment_attention(module, *some_heads(), None, segments=segments)[0]
+    assert got.shape == want.shape and float((got - want).detach().abs().max()) < 1e-6
+    assert float((window_attention(qkv, windows, 0.25) - want_windows).abs().max()) < 1e-6
+    # negative control: without the ancestors' keys it is something else
+    alone = tuple(replace(segment, seen=()) for segment in segments)
+    other = segment_attention(module, *some_heads(), None, segments=alone)[0]
+    assert far(other.detach(), want.detach()) > 1e-2
+
+
+@pytest.mark.gpu
+@needs_cuda
+@pytest.mark.parametrize("kernel", ["sdpa", "flash-attn"])
+def test_half_precision_on_cuda_is_near_fp32_on_cpu(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward and gradients; a pack's segments and a tower's windows."""
+    if kernel == "flash-attn" and attention._flash_attn()[0] is None:
+        pytest.skip(f"flash-attn is {attention._flash_attn()[1]}")
+    if kernel == "sdpa":
+        monkeypatch.setattr(attention, "varlen_kernel", lambda kind, dtype: None)
+    segments: tuple[Segment, ...] = segments_of(TABLE)
+    module, exact, half = torch.nn.Module(), some_heads(), some_heads(device="cuda", dtype=torch.bfloat16)
+    found = []
+    for heads in (exact, half):
+        leaves = [head.detach().requires_grad_() for head in heads]
+        out = segment_attention(module, *leaves, None, segments=segments)[0]
+        out.float().square().sum().backward()
+        found.append(
+            [out.detach().float().cpu(), *(leaf.grad.float().cpu() for leaf in leaves if leaf.grad is not None)]
+        )
+    for got, want in zip(found[1], found[0], strict=True):
+        assert far(got, want) < 2e-2
