@@ -284,6 +284,7 @@ FAMILIES: dict[str, str] = {
     "qwen_vl": "trainer.models.qwen_vl:QwenVL",
     "qwen2_vl": "trainer.models.qwen2_vl:Qwen2VL",
     "qwen2_5_vl": "trainer.models.qwen2_5_vl:Qwen25VL",
+    "qwen3_vl": "trainer.models.qwen3_vl:Qwen3VL",
     "llava": "trainer.models.llava:Llava",
     "llava_next": "trainer.models.llava_next:LlavaNext",
 }
