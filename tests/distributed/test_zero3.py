@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from tests.distributed.plain import largest_difference, plain_training, weights
 from tests.distributed.ranks import launch
-from tests.distributed.scenarios import STEPS, a_stage, denominator, step_batches
+from tests.distributed.scenarios import a_stage, denominator, step_batches
 from tests.step.builders import a_batch, a_config, a_family, a_sequence
 from trainer.models import hub
 from trainer.models import qwen2_5_vl_model as parts
-from trainer.step.optim import lr_factor, parameter_groups
 from trainer.step.packed import PackedModel, place
 
 WORLDS = ("1", "2")
@@ -46,39 +46,8 @@ def found(folder: Path) -> dict[str, Any]:
     return {world: json.loads((folder / f"{world}.json").read_text()) for world in WORLDS}
 
 
-def plain_training(folder: Path, trained: dict[str, bool]) -> tuple[list[list[float]], PackedModel]:
-    """The same steps in one process with torch's own AdamW and clipping, no DeepSpeed."""
-    family, stage = a_family(), a_stage(trained)
-    model = parts.build(a_config(), dtype=torch.float32, attn_implementation="segments")
-    hub.load(model, str(folder / "model"), family, dtype=torch.float32)
-    packed = PackedModel(model, parts, mean=family.image_mean, std=family.image_std)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(trained[family.group_of(name)])
-    groups = parameter_groups(model.named_parameters(), family.group_of, stage.optim)
-    optimizer = torch.optim.AdamW(groups, betas=stage.optim.betas, eps=stage.optim.eps)
-    figures = []
-    for step in range(STEPS):
-        optimizer.zero_grad()
-        total = torch.zeros(())
-        for batch in step_batches(step):
-            total = total + packed(place(batch, packed, "cpu"))[0] / denominator(step)
-        total.backward()
-        norm = torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], stage.optim.clip)
-        factor = lr_factor(step, STEPS, stage.schedule)
-        for group in optimizer.param_groups:
-            group["lr"] = stage.optim.lr_of.get(group["group"], stage.optim.lr) * factor
-        optimizer.step()
-        figures.append([float(total.detach()), float(norm)])
-    return figures, packed
-
-
-def weights(uri: Path) -> dict[str, torch.Tensor]:
-    return {name: read() for name, read in hub.load_tensors(str(uri)).items()}
-
-
-def largest_difference(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor]) -> float:
-    assert got.keys() == want.keys()
-    return max(float((got[name] - want[name]).norm() / want[name].norm().clamp_min(1e-3)) for name in want)
+def plain(folder: Path, trained: dict[str, bool]) -> tuple[list[list[float]], PackedModel]:
+    return plain_training(a_family(), str(folder / "model"), a_stage(trained), step_batches)
 
 
 def without(names: set[str], tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -92,7 +61,7 @@ def flat(figures: list[list[float]]) -> list[float]:
 @pytest.mark.parametrize("world", WORLDS)
 def test_zero3_equals_plain_torch(folder: Path, found: dict[str, Any], world: str) -> None:
     """Uneven targets, a text-only rank beside one with pictures, clipping, learning rates by group, tied head."""
-    want, packed = plain_training(folder, {"vision": True, "merger": True, "llm": True})
+    want, packed = plain(folder, {"vision": True, "merger": True, "llm": True})
     got = found[world]["all_trained"][0]["figures"]
     assert flat(got) == pytest.approx(flat(want), rel=1e-5)
     assert max(norm for _, norm in want) > a_stage().optim.clip  # clipping took part
@@ -151,7 +120,7 @@ def test_frozen_vision_keeps_its_bytes(folder: Path, found: dict[str, Any], worl
     assert result["copied"] and all(name.startswith("model-vision-") for name in result["copied"])
     for name in result["copied"]:
         assert (folder / "model" / name).read_bytes() == (folder / f"frozen-vision-{world}" / name).read_bytes()
-    want, _ = plain_training(folder, {"vision": False, "merger": True, "llm": True})
+    want, _ = plain(folder, {"vision": False, "merger": True, "llm": True})
     assert flat(result["figures"]) == pytest.approx(flat(want), rel=1e-5)
 
 
@@ -167,7 +136,7 @@ def test_the_vision_tower_alone_can_be_trained(folder: Path, found: dict[str, An
     assert {row["group"]: row["state"] for row in result["rows"]} == {
         "vision": "trained", "merger": "frozen", "llm": "frozen",
     }  # fmt: skip
-    want, _ = plain_training(folder, {"vision": True, "merger": False, "llm": False})
+    want, _ = plain(folder, {"vision": True, "merger": False, "llm": False})
     assert flat(result["figures"]) == pytest.approx(flat(want), rel=1e-5)
 
 

@@ -5,6 +5,7 @@ pytest tests/models --write-measured      tests/golden/families.json, from which
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -34,18 +35,14 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def _cache() -> dict[str, Built]:
-    return {}
+def build(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Built]:
+    """A family by name, built once."""
+    return functools.cache(lambda name: builders.build(name, tmp_path_factory.mktemp(name), sources))
 
 
 @pytest.fixture(scope="session")
-def built(
-    request: pytest.FixtureRequest, sources: Path, _cache: dict[str, Built], tmp_path_factory: pytest.TempPathFactory
-) -> Built:
-    name = request.param
-    if name not in _cache:
-        _cache[name] = builders.build(name, tmp_path_factory.mktemp(name), sources)
-    return _cache[name]
+def built(request: pytest.FixtureRequest, build: Callable[[str], Built]) -> Built:
+    return build(request.param)
 
 
 @pytest.fixture
