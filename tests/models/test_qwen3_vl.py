@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import DynamicCache
+from transformers import DynamicCache, Qwen3VLConfig
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 from transformers.utils.chat_template_utils import render_jinja_template
@@ -31,7 +31,7 @@ from trainer.data.sample import Box, Media, Message, Object, Objects, Sample, Te
 from trainer.data.video import Frames
 from trainer.errors import ModelError, RecipeError
 from trainer.models import hub
-from trainer.models.qwen3_vl import CHAT_TEMPLATE, Qwen3VL
+from trainer.models.qwen3_vl import CHAT_TEMPLATE, TEXT_DEFAULTS, VISION_DEFAULTS, Qwen3VL
 from trainer.recipe import Pixels
 from trainer.step.packed import place
 
@@ -379,6 +379,15 @@ def changed(**values: Any) -> dict[str, Any]:
 def test_a_config_that_transformers_would_misread_is_refused(content: dict[str, Any], said: str) -> None:
     with pytest.raises(ModelError, match=said):
         Qwen3VL.from_config(content)
+
+
+def test_what_a_config_leaves_out_is_as_transformers_fills_it_in() -> None:
+    filled, want = Qwen3VL.from_config({"model_type": "qwen3_vl"}), Qwen3VLConfig()
+    for name, value in filled._text().items():
+        if name in TEXT_DEFAULTS:
+            assert getattr(want.text_config, name) == value
+    for name, value in (VISION_DEFAULTS | filled.config["vision_config"]).items():
+        assert getattr(want.vision_config, name) == value, name
 
 
 def test_a_rate_of_temporal_ids_is_refused() -> None:

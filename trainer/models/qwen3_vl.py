@@ -33,7 +33,7 @@ VISION_DEFAULTS = {
     "out_hidden_size": 3584,
     "deepstack_visual_indexes": (8, 16, 24),
 }
-TEXT_DEFAULTS = {"head_dim": 128}
+TEXT_DEFAULTS = {"head_dim": 128, "num_hidden_layers": 32}
 """What transformers fills in where a config.json leaves it out."""
 MROPE_SECTION = (24, 20, 20)
 
