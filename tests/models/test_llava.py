@@ -13,15 +13,18 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from tests.data.builders import a_sample, a_video, says, some_rules
+from tests.data.builders import a_sample, a_video, an_image, says, some_rules
 from tests.models.configs import llava, llava_next
 from trainer.after.scores import parse_boxes, parse_points
 from trainer.data.chat import MistralInstruct, Vicuna
 from trainer.data.coordinates import Convention
-from trainer.data.layout import Drop, fit_sample
+from trainer.data.encode import encode
+from trainer.data.layout import Drop, Fit, fit_sample, layout
 from trainer.data.objects import BracketObjects, Pen
 from trainer.data.pieces import Piece, Turn
 from trainer.data.sample import Box, Media, Object, Objects, Point, Sample, Span, Video
+from trainer.data.sample import Image as Image_
+from trainer.data.tokenizer import Tokenizer
 from trainer.errors import ModelError, RecipeError
 from trainer.models import initial
 from trainer.models.family import load_family
@@ -344,3 +347,62 @@ def test_missing_rows_of_anything_else_are_an_error(tmp_path: Path) -> None:
     folder = write(tmp_path / "whole", family.build(dtype=torch.float32, init=False), tensors)
     with pytest.raises(ModelError, match="up_proj"):
         initial.assemble(family, llm=folder, vision="random", merger="random", seed=1)
+
+
+# ---------------------------------------------------------------- tokenizers of Llama's kind
+
+
+def a_llama_tokenizer(space: str) -> str:
+    """tokenizer.json as the slow tokenizers of Vicuna and Mistral are converted: `normalizer` puts a space before every
+    text between special tokens, `first` before the first alone."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+    inner = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    marked = pre_tokenizers.Metaspace(prepend_scheme="always", split=True)
+    inner.pre_tokenizer = marked  # for training alone
+    alphabet = [chr(letter) for letter in range(33, 127)]
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    inner.train_from_iterator(
+        [vicuna for _, vicuna, _ in PUBLISHED.values()],
+        trainers.BpeTrainer(vocab_size=500, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
+    )
+    content = json.loads(inner.to_str())
+    content["added_tokens"] = [token for token in content["added_tokens"] if not token["content"].startswith("<0x")]
+    inner = Tokenizer.from_str(json.dumps(content))
+    if space == "normalizer":
+        inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        inner.pre_tokenizer = None  # type: ignore[assignment]
+    else:
+        inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=space, split=False)
+    inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    inner.add_special_tokens([AddedToken("<image>", special=True, normalized=False)])
+    inner.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)])
+    return inner.to_str()
+
+
+@pytest.mark.parametrize("space", ["normalizer", "first", "always"])
+@pytest.mark.parametrize("module", [llava, llava_next])
+def test_ids_are_transformers_with_a_llama_tokenizer(space: str, module: Any) -> None:
+    import tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    content = a_llama_tokenizer(space)
+    family = load_family(module.FAMILY, module.config())
+    rules = replace(some_rules(), family=family, tokenizer=Tokenizer(content.encode()))
+    data = an_image(90, 70)
+    sample = a_sample(
+        says("user", Image_(media=0), "What? \u4f60"), says("assistant", "A cat."), says("user", "Why?"),
+        says("assistant", "No."), files=(data,),
+    )  # fmt: skip
+    found = layout(sample, 0, Fit(), rules)
+    ours = encode(sample, found, [data], rules)
+    text = text_of(family.template.conversation(turns_of(PUBLISHED["two turns"][0]))).removeprefix("<s>")
+    text = text.replace("What?", "What? \u4f60").replace("<image>", "<image>" * found.num_visual_tokens)
+    theirs = PreTrainedTokenizerFast(tokenizer_object=tokenizers.Tokenizer.from_str(content), bos_token="<s>")
+    assert ours.ids.tolist() == theirs(text)["input_ids"]
+    plain = replace(rules, tokenizer=Tokenizer(content.encode()))
+    plain.tokenizer._later = plain.tokenizer._inner  # control: every text taken for the first
+    same = encode(sample, layout(sample, 0, Fit(), plain), [data], plain).ids.tolist() == ours.ids.tolist()
+    assert same == (space != "first")
+    said = rules.tokenizer.decode(ours.label_ids.tolist())
+    assert said.replace(" ", "") == "Acat.</s>No.</s>"

@@ -156,7 +156,7 @@ def layout(sample: Sample, variant: int, fit: Fit, rules: Rules) -> Layout:
     table: list[tuple[int, int, int, int]] = []
     start = num_targets = 0
     for number, segment in enumerate(segments):
-        found = _spans(segment.pieces, number, rules, seen)
+        found = _spans(segment.pieces, number, rules, seen, begins=segment.parent < 0)
         length = sum(span.num_tokens for span in found)
         num_targets += sum(span.num_tokens for span in found if span.target)
         if segment.parent < 0 and found and found[0].target:
@@ -237,15 +237,18 @@ def _video(media: Media, seen: _Seen) -> tuple[Grid, video.Frames]:
     return grid, frames
 
 
-def _spans(pieces: Sequence[Piece], segment: int, rules: Rules, seen: _Seen) -> list[Span]:
+def _spans(pieces: Sequence[Piece], segment: int, rules: Rules, seen: _Seen, *, begins: bool) -> list[Span]:
     """Text between two special tokens is tokenised as one string, as Hugging Face does; then cut where the target
-    changes. A token that begins before the change belongs to what was before."""
+    changes. A token that begins before the change belongs to what was before. `begins`: nothing stands before them."""
     spans: list[Span] = []
     run: list[Piece] = []
+    bos = rules.family.markers.bos
+    before = 1 if pieces and pieces[0].kind == "special" and pieces[0].text == bos else 0
 
     def flush() -> None:
         if run:
-            spans.extend(_text_spans(run, segment, rules.tokenizer))
+            first = begins and len(spans) == before  # the tokenizer adds bos itself: for Hugging Face it is no text
+            spans.extend(_text_spans(run, segment, rules.tokenizer, first))
             run.clear()
 
     for piece in pieces:
@@ -267,8 +270,8 @@ def _spans(pieces: Sequence[Piece], segment: int, rules: Rules, seen: _Seen) -> 
     return spans
 
 
-def _text_spans(run: Sequence[Piece], segment: int, tokenizer: Tokenizer) -> list[Span]:
-    ids, starts = tokenizer.encode_with_starts("".join(piece.text for piece in run))
+def _text_spans(run: Sequence[Piece], segment: int, tokenizer: Tokenizer, first: bool) -> list[Span]:
+    ids, starts = tokenizer.encode_with_starts("".join(piece.text for piece in run), first=first)
     spans = []
     token = end = 0
     for number, piece in enumerate(run):
