@@ -130,6 +130,9 @@ class Prepare(Strict):
     """By name; null takes out one that the recipe below `extends` has."""
     max_bad_fraction: float = result(0.0, ge=0, lt=1)
     """Rows that cannot be read, as a share of a source; more than this fails the step."""
+    verify_media: Literal["decode", "header"] = result("decode")
+    """How an image is checked when it is ingested: every pixel decoded once, or header and structure (truncation is
+    found either way; pipelines/prepare/README.md says what is not)."""
     shard_bytes: int = result(256 * 1024**2, ge=4096)
     variants: int = result(4, ge=1, le=64)
     """Renderings of one sample (frame rate, prompt wording, coordinate and time format)."""

@@ -1,5 +1,5 @@
-"""A draft and its files become a Sample: bytes are read, decoded once, measured and named by digest; geometry becomes
-pixels of the original. Pure but for reading; runs inside Daft's row functions."""
+"""A draft and its files become a Sample: bytes are read, checked (decoded, or by their structure), measured and named
+by digest; geometry becomes pixels of the original. Pure but for reading; runs inside Daft's row functions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from typing import Any
 import av
 from pydantic import ValidationError
 
+from pipelines.prepare import embedded
 from pipelines.prepare.formats.rows import Bad, Draft, MediaRef
+from pipelines.prepare.whole import is_whole
 from trainer import storage
 from trainer.data import media, video
 from trainer.data.sample import Media, Sample, to_json
@@ -22,8 +24,8 @@ SPILL = 0.02
 """Share of a side by which a box may lie outside its picture (rounding); it is cut there."""
 
 
-def draft_to_json(draft: Draft, *, source: str, kind: str, split: str, media_root: str) -> str:
-    facts = {"source": source, "kind": kind, "split": split, "media_root": media_root}
+def draft_to_json(draft: Draft, *, source: str, kind: str, split: str, media_root: str, verify: str = "decode") -> str:
+    facts = {"source": source, "kind": kind, "split": split, "media_root": media_root, "verify": verify}
     return json.dumps({"draft": asdict(draft), **facts}, ensure_ascii=False)
 
 
@@ -43,8 +45,8 @@ def _sample(draft: Draft, facts: dict[str, str]) -> tuple[Sample, list[bytes]] |
     described: list[Media] = []
     for ref in draft.media:
         try:
-            data = _read(ref.uri)
-            described.append(describe(data, ref, facts["media_root"]))
+            data = _read(ref.uri, facts["media_root"])
+            described.append(describe(data, ref, facts["media_root"], header_only=facts["verify"] == "header"))
         except FileNotFoundError:
             return Bad(draft.where, f"the {ref.kind} {_shown(ref.uri)}", "no such file", "missing-media")
         except MediaError as error:
@@ -64,6 +66,8 @@ def _sample(draft: Draft, facts: dict[str, str]) -> tuple[Sample, list[bytes]] |
             "rejected": _scaled(draft.rejected, scale, 0),
             "media": [item.model_dump() for item in described],
             "key": _scaled_key(draft.key, scale),
+            "scores": draft.scores,
+            "meta": draft.notes,
         }
         return Sample.model_validate(content), files
     except ValidationError as error:
@@ -77,7 +81,7 @@ def _shown(uri: str) -> str:
     return uri if len(uri) < 160 else f"{uri[:60]}... ({len(uri)} characters)"
 
 
-def _read(uri: str) -> bytes:
+def _read(uri: str, media_root: str) -> bytes:
     if uri.startswith("data:"):
         head, _, body = uri.partition(",")
         try:
@@ -85,6 +89,8 @@ def _read(uri: str) -> bytes:
         except ValueError as error:
             raise MediaError("a data: URI that is not base64", got=str(error)) from None
     try:
+        if embedded.is_embedded(uri):
+            return embedded.read(uri, media_root)
         return storage.read_bytes(uri.removeprefix("file://"))
     except (IsADirectoryError, NotADirectoryError) as error:
         raise FileNotFoundError(uri) from error
@@ -94,8 +100,10 @@ def _read(uri: str) -> bytes:
         raise
 
 
-def describe(data: bytes, ref: MediaRef, media_root: str = "") -> Media:
+def describe(data: bytes, ref: MediaRef, media_root: str = "", *, header_only: bool = False) -> Media:
     """Digest and header facts of a file's bytes. An image is decoded once: a header alone does not show truncation.
+    With `header_only` its structure is walked instead (whole.py); what seems damaged, or is of a format that is not
+    known there, is decoded all the same.
 
     `origin` is relative to the media folder where it lies below: samples do not depend on where a copy of it is.
     """
@@ -109,7 +117,8 @@ def describe(data: bytes, ref: MediaRef, media_root: str = "") -> Media:
     common = {"digest": media.digest_of(data), "kind": ref.kind, "size_bytes": len(data), "origin": origin}
     if ref.kind == "image":
         header = media.image_header(data, where=ref.uri)
-        media.upright(data, where=ref.uri)
+        if not (header_only and is_whole(data)):
+            media.upright(data, where=ref.uri)
         return Media(**common, suffix=header.suffix, width=header.width, height=header.height)
     clip = video.video_header(data, where=ref.uri)
     if (lack := missing_part(data)) is not None:

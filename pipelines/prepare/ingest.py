@@ -25,13 +25,15 @@ import fsspec
 from pipelines.prepare.corpus.names import SCHEME, SMALL, SMALL_SCALE, is_there
 from pipelines.prepare.describe import draft_to_json, inspect
 from pipelines.prepare.engine import Engine, blocks
-from pipelines.prepare.formats import reader
+from pipelines.prepare.formats import format_of, reader
+from pipelines.prepare.formats.auto import AUTO
+from pipelines.prepare.formats.peek import PICKLES
 from pipelines.prepare.formats.rows import Bad, Draft, Row
 from trainer import storage
 from trainer.data.sample import from_json
 from trainer.data.shards import MANIFEST, ShardWriter
 from trainer.errors import DataError
-from trainer.recipe import Recipe, Source
+from trainer.recipe import Prepare, Recipe, Source
 from trainer.resolve import digest
 
 VERSION = 1
@@ -125,24 +127,53 @@ def ingest(
     recipe: Recipe, out: str, name: str, source: Source, split: Split, path: str, engine: list[Engine]
 ) -> dict[str, Any]:
     """One split of a source to shards; returns its funnel. `engine` is made on first need (one item)."""
+    media = located(out, source.media) if source.media else None
+    place = Place(name, split, source_uri(out, name, split), f"prepare.sources.{name}", out)
+    files = annotation_files(located(out, path), where=place.field)
+    return write_source(recipe.prepare, source, place, files, media, engine)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a split of a source goes, and how it is called to a person."""
+
+    name: str
+    split: Split
+    target: str
+    field: str
+    """What a person would change: a field of the recipe, an argument."""
+    out: str
+    """Folder that names count from, beside the media's."""
+
+
+def write_source(
+    prepare: Prepare, source: Source, place: Place, files: list[str], media: str | None, engine: list[Engine]
+) -> dict[str, Any]:
+    """Annotation files to the shards of one place, unless they are there, made from the same input; returns the funnel.
+
+    Raises:
+        DataError: too many rows that cannot be used, or none at all; nothing half-written stays.
+    """
     started = time.monotonic()
-    target = source_uri(out, name, split)
-    files = annotation_files(located(out, path), where=f"prepare.sources.{name}")
-    root = located(out, source.media) if source.media else files[0].rpartition("/")[0] or "."
-    rows = partial(_rows, source, name, files, root)  # read twice, never held
-    key = input_key(source, recipe, files, rows(), below=(root, out))
+    name, split, target = place.name, place.split, place.target
+    root = media or folder_of(files[0])
+    formats = [format_of(source.format, file) for file in files]
+    rows = partial(_rows, source, name, list(zip(files, formats, strict=True)), media)  # read twice, never held
+    key = input_key(source, prepare, files, rows(), below=(root, place.out))
     if (stored := _finished(target, key)) is not None:
         print(f"ingest: {name}/{split} is already there ({stored['kept']} samples)", flush=True)
         return stored
+    if source.format == AUTO:
+        print(f"ingest: {name}/{split} is of the format {', '.join(sorted(set(formats)))}", flush=True)
     if not engine:
-        engine.append(Engine(recipe.prepare.engine))
+        engine.append(Engine(prepare.engine))
     storage.remove_tree(target)
     funnel = Funnel()
-    writer = ShardWriter(target, shard_bytes=recipe.prepare.shard_bytes)
+    writer = ShardWriter(target, shard_bytes=prepare.shard_bytes)
     try:
         facts = {"source": name, "kind": source.kind, "split": split, "media_root": root}
-        _write(rows(), facts, writer, funnel, engine[0])
-        check(funnel, recipe.prepare.max_bad_fraction, where=f"prepare.sources.{name} ({split}: {path})")
+        _write(rows(), {**facts, "verify": prepare.verify_media}, writer, funnel, engine[0])
+        check(funnel, prepare.max_bad_fraction, where=f"{place.field} ({split}: {', '.join(files[:3])})")
         writer.close(source=name, split=split)
     except BaseException:
         writer.abort()
@@ -160,14 +191,16 @@ def annotation_files(path: str, *, where: str) -> list[str]:
     local = storage.local_path(path)
     if local is not None:
         if os.path.isdir(local):
-            listed = [os.path.join(local, name) for name in os.listdir(local)]
-            found = [name for name in listed if name.endswith((".json", ".jsonl", ".txt", ".md"))]
+            found = [os.path.join(local, name) for name in annotations_among(os.listdir(local))]
         else:
             found = glob.glob(local, recursive=True) if glob.has_magic(local) else [local] * os.path.exists(local)
     else:
         filesystem, inside = fsspec.core.url_to_fs(path)
         scheme = path.split("://", 1)[0]
-        found = [f"{scheme}://{name}" for name in filesystem.glob(inside)] if glob.has_magic(path) else [path]
+        if glob.has_magic(path):
+            found = [f"{scheme}://{name}" for name in filesystem.glob(inside)]
+        else:
+            found = [storage.join(path, name) for name in annotations_among(storage.list_dir(path))] or [path]
     if not found:
         raise DataError(
             "no annotation file", where=where, expected=f"a file, folder or glob: {path}", got="nothing there",
@@ -176,12 +209,30 @@ def annotation_files(path: str, *, where: str) -> list[str]:
     return sorted(found)
 
 
-def _rows(source: Source, name: str, files: list[str], root: str) -> Iterator[Row]:
-    """Rows of all files in order; an id that was there before makes a row bad."""
-    read = reader(source.format, name)
+ANNOTATIONS = (".json", ".jsonl", ".txt", ".md", ".tar", ".tar.gz", ".tgz", ".parquet", ".xml", *PICKLES)
+BESIDE = {"dataset_info.json", "instances.json"}
+"""Read by the reader of another file; instances.json is one itself where there are no refs."""
+
+
+def annotations_among(names: Iterable[str]) -> list[str]:
+    """The annotation files of a folder with these names. Of this project's shards only the tars are."""
+    names = set(names)
+    if MANIFEST in names:
+        return sorted(name for name in names if name.endswith(".tar"))
+    found = sorted(name for name in names if name.endswith(ANNOTATIONS) and name not in BESIDE)
+    return found or sorted(names & {"instances.json"})
+
+
+def folder_of(file: str) -> str:
+    """Where relative media paths start from when nothing else is said: beside the annotation file."""
+    return file.rpartition("/")[0] or "."
+
+
+def _rows(source: Source, name: str, files: list[tuple[str, str]], media: str | None) -> Iterator[Row]:
+    """Rows of all files, given with their formats, in order; an id that was there before makes a row bad."""
     seen: set[str] = set()
-    for file in files:
-        for row in read(file, root, source):
+    for file, format in files:
+        for row in reader(format, name)(file, media or folder_of(file), source):
             if isinstance(row, Draft) and row.id in seen:
                 row = Bad(row.where, "an id of its own", f"{row.id!r} for the second time", "duplicate-id")
             elif isinstance(row, Draft):
@@ -190,14 +241,15 @@ def _rows(source: Source, name: str, files: list[str], root: str) -> Iterator[Ro
 
 
 def input_key(
-    source: Source, recipe: Recipe, files: list[str], rows: Iterable[Row], *, below: tuple[str, ...] = ()
+    source: Source, prepare: Prepare, files: list[str], rows: Iterable[Row], *, below: tuple[str, ...] = ()
 ) -> str:
     """Digest of what the shards are made from. Local media count by size and time of change (their bytes are read when
     the source is made); media elsewhere count by name: replace a file there under a new name. Names count from the
     folders in `below`, so an output or a data folder that was moved or renamed is recognised."""
     stats = []
-    for uri in sorted({ref.uri for row in rows if isinstance(row, Draft) for ref in row.media}):
-        local = None if uri.startswith("data:") else storage.local_path(uri)
+    uris = (ref.uri for row in rows if isinstance(row, Draft) for ref in row.media)
+    for uri in sorted({uri for uri in uris if not uri.startswith("data:")}):  # those are in the file itself
+        local = storage.local_path(uri)
         try:
             status = os.stat(local) if local is not None else None
         except OSError:
@@ -205,14 +257,15 @@ def input_key(
         name = inside(uri, below)
         stats.append([name, status.st_size, status.st_mtime_ns] if status else [name])
     names = [inside(file, (*below, files[0].rpartition("/")[0])) for file in files]
-    digests = [storage.sha256_bytes(storage.read_bytes(file)) for file in files]
+    digests = [storage.sha256_of(file) for file in files]
     return digest(
         {
             "version": VERSION,
             "source": source.model_dump(mode="json", exclude={"licence", "path", "held_out", "media", "rendering"}),
             "document": source.rendering == "document",
-            "shard_bytes": recipe.prepare.shard_bytes,
-            "max_bad_fraction": recipe.prepare.max_bad_fraction,
+            "shard_bytes": prepare.shard_bytes,
+            "max_bad_fraction": prepare.max_bad_fraction,
+            **({} if prepare.verify_media == "decode" else {"verify_media": prepare.verify_media}),
             "files": [list(pair) for pair in zip(names, digests, strict=True)],
             "media": digest(stats),
         }

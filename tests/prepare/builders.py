@@ -51,7 +51,13 @@ def a_source(format: str, path: Any = "rows.jsonl", **changes: Any) -> Source:
     kinds = {"coco": "grounding", "interleaved": "interleaved", "layout": "document", "agent": "agent", "text": "text"}
     kinds |= {"llava": "caption", "openai": "instruction", "preference": "preference"}
     rendering = "document" if format in ("llava", "interleaved", "layout", "text") else "chat"
-    fields = {"format": format, "path": str(path), "kind": kinds[format], "rendering": rendering, **changes}
+    fields = {
+        "format": format,
+        "path": str(path),
+        "kind": kinds.get(format, "instruction"),
+        "rendering": rendering,
+        **changes,
+    }
     return Source.model_validate(fields)
 
 

@@ -135,7 +135,7 @@ def test_a_corpus_inside_an_output_moves_with_it(tmp_path: Path):
         (folder / "captions.json").write_text("[]")
         row = ingest.Draft("where", "id", [], [MediaRef(str(folder / "red.png"), "image")])
         files = [str(folder / "captions.json")]
-        keys.append(ingest.input_key(source, recipe, files, [row], below=(str(folder), str(tmp_path / out))))
+        keys.append(ingest.input_key(source, recipe.prepare, files, [row], below=(str(folder), str(tmp_path / out))))
     assert keys[0] == keys[1]
 
 

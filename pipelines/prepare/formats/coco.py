@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
+from pipelines.prepare.formats.peek import Peek
 from pipelines.prepare.formats.rows import (
     BadRow,
     Draft,
@@ -20,7 +21,13 @@ from pipelines.prepare.formats.rows import (
 )
 from trainer.recipe import Source
 
+KIND, RENDERING = "grounding", "chat"
 QUESTION = "Locate every object: {0}."
+
+
+def looks(peek: Peek) -> str | None:
+    names = ("images", "annotations", "categories")
+    return "images, annotations and categories" if peek.holds == "object" and peek.all(*names) else None
 
 
 def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
@@ -35,7 +42,7 @@ def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
         listed = of_image.get(image["id"], [])
         if not listed:
             raise BadRow("no-objects", "at least one annotation of the image", f"none for image_id {image['id']}")
-        objects = [_object(annotation, names) for annotation in listed]
+        objects = [object_of(annotation, names) for annotation in listed]
         media = [MediaRef(resolve(media_root, field_of(image, "file_name")), "image")]
         labels = ", ".join(sorted({item["label"] for item in objects}))
         question = message("user", {"part": "image", "media": 0}, text(QUESTION.format(labels)))
@@ -48,7 +55,8 @@ def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
         yield guarded(f"{path}, images[{number}]", one, image)
 
 
-def _object(annotation: dict, names: dict) -> dict:
+def object_of(annotation: dict, names: dict) -> dict:
+    """An annotation as an object with its category as label. Raises BadRow."""
     category = annotation.get("category_id")
     if category not in names:
         raise BadRow("wrong-form", f"a category of {sorted(names)[:5]}...", category)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from pipelines.prepare.formats.peek import Peek
 from pipelines.prepare.formats.rows import (
     BadRow,
     Draft,
@@ -19,26 +20,34 @@ from pipelines.prepare.formats.rows import (
 )
 from trainer.recipe import Source
 
+KIND, RENDERING = "interleaved", "document"
+
+
+def looks(peek: Peek) -> str | None:
+    both = isinstance(peek.first("images"), list) and isinstance(peek.first("texts"), list)
+    return "images and texts" if both else None
+
 
 def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
-    def one(entry: dict, where: str) -> Draft:
-        images, texts = field_of(entry, "images"), field_of(entry, "texts")
-        if len(images) != len(texts):
-            raise BadRow("wrong-form", f"as many texts as images ({len(images)})", len(texts))
-        parts: list[dict] = []
-        media: list[MediaRef] = []
-        for place, (image, written) in enumerate(zip(images, texts, strict=True)):
-            if (image is None) == (written is None):
-                raise BadRow(
-                    "wrong-form", f"an image or a text at place {place}", "both" if image is not None else "neither"
-                )
-            if image is not None:
-                media.append(MediaRef(resolve(media_root, image), "image"))
-                parts.append({"part": "image", "media": len(media) - 1})
-            else:
-                parts.append(text(written))
-        if source.rendering == "chat":
-            raise BadRow("wrong-form", "the document rendering for interleaved documents", "chat")
-        return Draft(where, identity_of(entry, where), [message("document", *parts)], media)
+    yield from each(path, lambda entry, where: draft(entry, where, media_root, source))
 
-    yield from each(path, one)
+
+def draft(entry: dict, where: str, media_root: str, source: Source) -> Draft:
+    images, texts = field_of(entry, "images"), field_of(entry, "texts")
+    if len(images) != len(texts):
+        raise BadRow("wrong-form", f"as many texts as images ({len(images)})", len(texts))
+    parts: list[dict] = []
+    media: list[MediaRef] = []
+    for place, (image, written) in enumerate(zip(images, texts, strict=True)):
+        if (image is None) == (written is None):
+            raise BadRow(
+                "wrong-form", f"an image or a text at place {place}", "both" if image is not None else "neither"
+            )
+        if image is not None:
+            media.append(MediaRef(resolve(media_root, image), "image"))
+            parts.append({"part": "image", "media": len(media) - 1})
+        else:
+            parts.append(text(written))
+    if source.rendering == "chat":
+        raise BadRow("wrong-form", "the document rendering for interleaved documents", "chat")
+    return Draft(where, identity_of(entry, where), [message("document", *parts)], media)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from pipelines.prepare.formats.peek import Peek
 from pipelines.prepare.formats.rows import (
     BadRow,
     Draft,
@@ -17,14 +18,13 @@ from pipelines.prepare.formats.rows import (
     Places,
     Row,
     answer_parts,
-    check_turns,
     each,
     field_of,
     identity_of,
     key_of,
     message,
+    rendered,
     resolve,
-    says_something,
     units_of,
 )  # fmt: skip
 from trainer.recipe import Source
@@ -32,23 +32,30 @@ from trainer.recipe import Source
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
-def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
-    def one(entry: dict, where: str) -> Draft:
-        media = media_of(entry, media_root)
-        places = Places(media)
-        messages = turns(entry, places, len(media))
-        places.finish()
-        if source.rendering == "document":
-            parts = [part for item in messages for part in item["parts"]]
-            messages = [message("document", *parts)]
-            if not says_something(messages[0]):
-                raise BadRow("empty-answer", "a document with text", "none")
-        else:
-            check_turns(messages)
-        identity = identity_of(entry, where)
-        return Draft(where, identity, messages, media, key=key_of(entry), units=units_of(entry))
+KIND, RENDERING = "instruction", "chat"
 
-    yield from each(path, one)
+
+def looks(peek: Peek) -> str | None:
+    turns = peek.first("conversations")
+    if peek.has("chosen") or peek.has("tools") or not isinstance(turns, list) or not turns:
+        return None
+    if not isinstance(turns[0], dict) or "<img>" in str(turns) or "from" not in turns[0]:
+        return None
+    return "conversations of from and value" if turns[0]["from"] in ROLES else None
+
+
+def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
+    yield from each(path, lambda entry, where: draft(entry, where, media_root, source))
+
+
+def draft(entry: dict, where: str, media_root: str, source: Source) -> Draft:
+    media = media_of(entry, media_root)
+    places = Places(media)
+    messages = turns(entry, places, len(media))
+    places.finish()
+    messages = rendered(messages, source)
+    identity = identity_of(entry, where)
+    return Draft(where, identity, messages, media, key=key_of(entry), units=units_of(entry))
 
 
 def media_of(entry: dict, root: str) -> list[MediaRef]:

@@ -1,7 +1,8 @@
 """OpenAI chat messages, one conversation a line: {"messages": [{"role", "content"}]}. Content is text or a list of
 {"type": "text" | "image_url" | "image" | "video_url" | "video"}; an image is a path, a URL or a data: URI.
 
-With `images` / `videos` beside the messages and <image> / <video> in plain text it is ms-swift's form.
+With `images` / `videos` beside the messages, {"type": "image"} alone (as TRL writes it) or <image> in plain text is the
+next of them. A folder's path, https:// and s3:// are read alike.
 """
 
 from __future__ import annotations
@@ -9,19 +10,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pipelines.prepare.formats.llava import media_of
+from pipelines.prepare.formats.peek import Peek
 from pipelines.prepare.formats.rows import (
     BadRow,
     Draft,
+    MediaKind,
     MediaRef,
     Places,
     Row,
     answer_parts,
-    check_turns,
     each,
     field_of,
     identity_of,
     key_of,
     message,
+    rendered,
     resolve,
     text,
     units_of,
@@ -31,20 +34,32 @@ from trainer.recipe import Source
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
-def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
-    def one(entry: dict, where: str) -> Draft:
-        media = media_of(entry, media_root)
-        places = Places(media)
-        listed = field_of(entry, "messages")
-        if not listed:
-            raise BadRow("wrong-form", "at least one message", "an empty list")
-        messages = [conversation_message(item, media, places, media_root) for item in listed]
-        places.finish()
-        check_turns(messages)
-        identity = identity_of(entry, where)
-        return Draft(where, identity, messages, media, key=key_of(entry), units=units_of(entry))
+KIND, RENDERING = "instruction", "chat"
 
-    yield from each(path, one)
+
+def looks(peek: Peek) -> str | None:
+    messages = peek.first("messages")
+    if not isinstance(messages, list) or not messages or not isinstance(messages[0], dict):
+        return None
+    beside = ("images", "videos", "objects", "rejected_response", "rejected_messages", "chosen", "format")
+    return "messages of role and content" if "role" in messages[0] and not any(map(peek.has, beside)) else None
+
+
+def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
+    yield from each(path, lambda entry, where: draft(entry, where, media_root, source))
+
+
+def draft(entry: dict, where: str, media_root: str, source: Source) -> Draft:
+    media = media_of(entry, media_root)
+    places = Places(media)
+    listed = field_of(entry, "messages")
+    if not listed:
+        raise BadRow("wrong-form", "at least one message", "an empty list")
+    messages = [conversation_message(item, media, places, media_root) for item in listed]
+    places.finish()
+    messages = rendered(messages, source)
+    identity = identity_of(entry, where)
+    return Draft(where, identity, messages, media, key=key_of(entry), units=units_of(entry))
 
 
 def conversation_message(item: dict, media: list[MediaRef], places: Places, root: str) -> dict:
@@ -60,7 +75,7 @@ def conversation_message(item: dict, media: list[MediaRef], places: Places, root
         return message(role, *(places.split(content) if places.media else _plain(content)))
     if not isinstance(content, list):
         raise BadRow("wrong-form", "content: text or a list of parts", type(content).__name__)
-    return message(role, *(_part(part, media, root) for part in content))
+    return message(role, *(_part(part, media, places, root) for part in content))
 
 
 def _plain(content: str) -> list[dict]:
@@ -70,20 +85,22 @@ def _plain(content: str) -> list[dict]:
     return [text(content)]
 
 
-def _part(part: dict, media: list[MediaRef], root: str) -> dict:
+def _part(part: dict, media: list[MediaRef], places: Places, root: str) -> dict:
     kind = field_of(part, "type")
     if kind in ("text", "input_text", "output_text"):
         return text(field_of(part, "text"))
-    medium = {
+    kinds: dict[str, MediaKind] = {
         "image_url": "image",
         "image": "image",
         "input_image": "image",
         "video_url": "video",
         "video": "video",
-    }.get(kind)
-    if medium is None:
+    }
+    if (medium := kinds.get(kind)) is None:
         raise BadRow("wrong-form", "a part text, image_url, image, video_url or video", kind)
-    value = field_of(part, kind, medium, "image_url", "url")
-    uri = value.get("url") or value.get("path") if isinstance(value, dict) else value
-    media.append(MediaRef(resolve(root, uri), medium))  # type: ignore[arg-type]
+    if places.media and not any(part.get(name) for name in (kind, medium, "image_url", "url", "path")):
+        return places.take(medium)  # {"type": "image"} alone: the next of `images`
+    value = field_of(part, kind, medium, "image_url", "url", "path")
+    uri = field_of(value, "url", "path") if isinstance(value, dict) else value
+    media.append(MediaRef(resolve(root, uri), medium))
     return {"part": medium, "media": len(media) - 1}

@@ -1,14 +1,18 @@
-"""Preference pairs, one a line, in either public form:
+"""Preference pairs, one an entry, in the public forms:
 LLaMA-Factory ranking   {"conversations": [...], "chosen": {"from", "value"}, "rejected": {...}, "images": [...]}
-messages                {"prompt": [messages] | text, "chosen": [messages] | text, "rejected": ..., "images": [...]}
+TRL                     {"prompt": [messages] | text, "chosen": [message] | text, "rejected": ..., "images": [...]}
+                        without `prompt` it is what the conversations `chosen` and `rejected` have in common at their
+                        beginning; {"type": "image"} in a message is the next of `images`
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import takewhile
 
 from pipelines.prepare.formats.llava import media_of, turns
 from pipelines.prepare.formats.openai import conversation_message
+from pipelines.prepare.formats.peek import Peek
 from pipelines.prepare.formats.rows import (
     BadRow,
     Draft,
@@ -25,40 +29,69 @@ from pipelines.prepare.formats.rows import (
 )  # fmt: skip
 from trainer.recipe import Source
 
+KIND, RENDERING = "preference", "chat"
+
+
+def looks(peek: Peek) -> str | None:
+    if not peek.all("chosen", "rejected") or peek.has("conversations") or peek.has("instruction"):
+        return None
+    return "chosen and rejected" if peek.has("prompt") or peek.has("messages") or _implicit(peek) else None
+
+
+def _implicit(peek: Peek) -> bool:
+    return all(isinstance(peek.first(name), list) for name in ("chosen", "rejected"))
+
 
 def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
-    def one(entry: dict, where: str) -> Draft:
-        media = media_of(entry, media_root)
-        places = Places(media)
-        if "conversations" in entry:
-            prompt = turns(entry, places, len(media))
-        else:
-            prompt = _messages(field_of(entry, "prompt", "messages"), "user", media, places, media_root)
-        places.finish()
-        check_turns(prompt, ends="question")
-        chosen, rejected = (_answer(field_of(entry, name), media) for name in ("chosen", "rejected"))
-        if chosen == rejected:
-            raise BadRow("equal-answers", "two different answers", "the same one twice")
-        identity = identity_of(entry, where)
-        return Draft(where, identity, prompt, media, chosen=chosen, rejected=rejected, units=units_of(entry))
-
-    yield from each(path, one)
+    yield from each(path, lambda entry, where: draft(entry, where, media_root, source))
 
 
-def _messages(value: object, role: str, media: list[MediaRef], places: Places, root: str) -> list[dict]:
-    listed = [{"role": role, "content": value}] if isinstance(value, str) else value
-    if not isinstance(listed, list) or not listed:
-        raise BadRow("wrong-form", "text or a list of messages", type(value).__name__)
-    return [conversation_message(item, media, places, root) for item in listed]
+def draft(entry: dict, where: str, media_root: str, source: Source) -> Draft:
+    media = media_of(entry, media_root)
+    places = Places(media)
+    given = {name: field_of(entry, name) for name in ("chosen", "rejected")}
+    if "conversations" in entry:
+        prompt = turns(entry, places, len(media))
+    else:
+        asked, given = _asked(entry, given)
+        prompt = [conversation_message(item, media, places, media_root) for item in asked]
+    places.finish()
+    check_turns(prompt, ends="question")
+    chosen, rejected = (_answer(given[name], media) for name in ("chosen", "rejected"))
+    if chosen == rejected:
+        raise BadRow("equal-answers", "two different answers", "the same one twice")
+    identity = identity_of(entry, where)
+    return Draft(where, identity, prompt, media, chosen=chosen, rejected=rejected, units=units_of(entry))
+
+
+def _asked(entry: dict, given: dict) -> tuple[list[dict], dict]:
+    """The prompt's messages, and the answers without it."""
+    if not any(entry.get(name) is not None for name in ("prompt", "messages")):
+        if not all(isinstance(answer, list) for answer in given.values()):
+            raise BadRow("wrong-form", "a prompt, or conversations as chosen and rejected", f"fields {sorted(entry)}")
+        pairs = zip(given["chosen"], given["rejected"], strict=False)
+        same = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+        if any(len(answer) <= same for answer in given.values()):
+            raise BadRow("equal-answers", "two different answers", "the same conversation twice")
+        return given["chosen"][:same], {name: answer[same:] for name, answer in given.items()}
+    value = field_of(entry, "prompt", "messages")
+    asked = [{"role": "user", "content": value}] if isinstance(value, str) else value
+    if not isinstance(asked, list) or not asked:
+        raise BadRow("wrong-form", "text or a list of messages", type(asked).__name__)
+    return asked, given
 
 
 def _answer(value: object, media: list[MediaRef]) -> list[dict]:
-    if isinstance(value, list) and value:
-        value = value[-1]
+    if isinstance(value, list):
+        if len(value) != 1:
+            raise BadRow("wrong-form", "one message as an answer", f"{len(value)} of them")
+        value = value[0]
     if isinstance(value, dict):
         if (speaker := value.get("from") or value.get("role")) not in (None, "gpt", "assistant"):
             raise BadRow("wrong-order", "an answer from the assistant", speaker)
         value = field_of(value, "value", "content")
+    if isinstance(value, list) and value and all(part.get("type") == "text" for part in value):
+        value = "".join(part["text"] for part in value)
     if not isinstance(value, str):
         raise BadRow("wrong-form", "the words of an answer", type(value).__name__)
     if not value.strip():

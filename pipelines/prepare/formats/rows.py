@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
 
+from pipelines.prepare.embedded import is_embedded
 from trainer import storage
 from trainer.data.sample import Key
 from trainer.errors import DataError
@@ -65,6 +66,10 @@ class Draft:
     units: Units = "pixels"
     """Of the geometry in the messages and the key."""
     meta: dict = field(default_factory=dict)
+    """What the reader knows of the media: stated_size."""
+    scores: dict[str, float] = field(default_factory=dict)
+    """With `notes`: what a Sample that is read again carried (its `scores` and `meta`)."""
+    notes: dict = field(default_factory=dict)
 
 
 Row = Draft | Bad
@@ -85,7 +90,7 @@ def json_entries(path: str) -> Iterator[tuple[str, Any]]:
     Raises:
         DataError: no such file, not UTF-8, a list that is not JSON, or objects that are spread over several lines.
     """
-    content = _text(path)
+    content = read_text(path)
     if content.lstrip()[:1] == "[":
         yield from _listed(content, path)
         return
@@ -176,7 +181,7 @@ def identity_of(entry: dict, where: str) -> str:
 def json_document(path: str) -> dict:
     """A file that holds one JSON object."""
     try:
-        value = json.loads(_text(path))
+        value = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise DataError(
             "the annotation file is not JSON", where=f"{path}, line {error.lineno}", got=error.msg
@@ -190,7 +195,7 @@ def json_document(path: str) -> dict:
     return value
 
 
-def _text(path: str) -> str:
+def read_text(path: str) -> str:
     try:
         return storage.read_bytes(path).decode("utf-8-sig")
     except FileNotFoundError:
@@ -245,7 +250,7 @@ def resolve(root: str, path: str) -> str:
     """A medium's path as it can be opened: URIs and absolute paths as they are, others below root."""
     if not isinstance(path, str) or not path:
         raise BadRow("wrong-form", "the path of a file", repr(path))
-    if path.startswith(("/", "data:")) or "://" in path:
+    if path.startswith(("/", "data:")) or "://" in path or is_embedded(path):
         return path
     return f"{root.rstrip('/')}/{path.removeprefix('./')}"
 
@@ -291,6 +296,21 @@ def check_turns(messages: Sequence[dict], *, ends: Literal["answer", "question"]
     for number, item in enumerate(messages):
         if item["role"] == "assistant" and not says_something(item):
             raise BadRow("empty-answer", "an answer with text", f"none in message {number}")
+
+
+def rendered(messages: list[dict], source: Source) -> list[dict]:
+    """A conversation in turns; with the document rendering one document of all that was said, without roles.
+
+    Raises:
+        BadRow
+    """
+    if source.rendering == "chat":
+        check_turns(messages)
+        return messages
+    whole = message("document", *(part for item in messages for part in item["parts"]))
+    if not says_something(whole):
+        raise BadRow("empty-answer", "a document with text", "none")
+    return [whole]
 
 
 FOLLOWS = {"user": ("assistant",), "assistant": ("user", "tool"), "tool": ("assistant", "tool")}

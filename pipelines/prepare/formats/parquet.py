@@ -1,0 +1,118 @@
+"""Parquet tables as hubs keep them: pictures in columns of Hugging Face's Image type ({bytes, path}), lists of them, or
+plain bytes in a column called image(s); the other columns form a row that any reader of rows knows (conversations,
+messages, question and answer, caption, points, chosen and rejected, text).
+
+Rows are read in batches without the pictures, which stay in the file until they are described (embedded.py). A picture
+without bytes is a file at its path, which counts from the media folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import date, datetime
+from decimal import Decimal
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.prepare.embedded import cell, open_file
+from pipelines.prepare.formats.peek import Peek
+from pipelines.prepare.formats.rows import Bad, Row, guarded
+from pipelines.prepare.formats.table import draft_of_row
+from trainer import storage
+from trainer.errors import DataError
+from trainer.recipe import Source
+
+KIND, RENDERING = "instruction", "chat"
+BATCH_ROWS = 256
+PICTURES = ("image", "images", "jpg", "png")
+"""Columns of bytes that are pictures; {bytes, path} is one whatever its column is called."""
+
+
+def looks(peek: Peek) -> str | None:
+    return "a Parquet file" if peek.holds == "parquet" else None
+
+
+def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
+    local = storage.local_path(path)
+    with open_file(path) as file:
+        try:
+            table = pq.ParquetFile(file, page_checksum_verification=True)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError("not a Parquet file", where=path, got=error) from None
+        shown = {field.name: _depth(field) for field in table.schema_arrow if _depth(field) is not None}
+        others = [field.name for field in table.schema_arrow if field.name not in shown]
+        if not others:
+            raise DataError("a table of pictures without words", where=path, got=", ".join(table.schema_arrow.names))
+        if "/" in "".join(shown):
+            raise DataError("a column of pictures with / in its name", where=path, got=", ".join(shown))
+        for group in range(table.num_row_groups):
+            try:
+                yield from _group(table, group, local or path, path, shown, others, media_root, source)
+            except (pa.ArrowException, OSError) as error:
+                yield Bad(f"{path}, row group {group}", "a whole row group", str(error)[:200], "damaged-parquet")
+
+
+def _depth(field: pa.Field) -> int | None:
+    """0: a column of pictures, 1: of lists of them, None: of something else."""
+    kind, depth = field.type, 0
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        kind, depth = kind.value_type, 1
+    if pa.types.is_struct(kind) and {"bytes", "path"} <= {kind.field(n).name for n in range(kind.num_fields)}:
+        return depth
+    return depth if field.name in PICTURES and (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)) else None
+
+
+def _group(
+    table: pq.ParquetFile,
+    group: int,
+    address: str,
+    path: str,
+    shown: dict[str, int | None],
+    others: list[str],
+    media_root: str,
+    source: Source,
+) -> Iterator[Row]:
+    """Rows of one row group. Of the pictures only the shape is read: how many a row has."""
+    before = sum(table.metadata.row_group(earlier).num_rows for earlier in range(group))
+    counts = {name: _counts(table, group, name, depth) for name, depth in shown.items()}
+    number = 0
+    for batch in table.iter_batches(BATCH_ROWS, row_groups=[group], columns=others):
+        for entry in batch.to_pylist():
+            images: list[str] = []
+            for name, depth in shown.items():
+                listed = range(counts[name][number]) if depth else [None] * counts[name][number]
+                images += [cell(address, group, number, name, item) for item in listed]
+            row = {**_plain(entry), **({"images": images} if images else {})}
+            where = f"{path}, row {before + number}"
+            yield guarded(where, lambda entry, where: draft_of_row(entry, where, media_root, source), row)
+            number += 1
+
+
+def _counts(table: pq.ParquetFile, group: int, name: str, depth: int | None) -> list[int]:
+    """Pictures of every row of the group. Of {bytes, path} the paths are read, and not the bytes."""
+    leaf = next(
+        (column for column in _leaves(table) if column.split(".")[0] == name and column.endswith(".path")), name
+    )
+    column = table.read_row_group(group, columns=[leaf])[name]
+    if depth:
+        return [len(value) if value is not None else 0 for value in column.to_pylist()]
+    if leaf == name:
+        return [int(present) for present in column.is_valid().to_pylist()]
+    return [int(value is not None) for value in column.to_pylist()]
+
+
+def _leaves(table: pq.ParquetFile) -> list[str]:
+    return [table.schema.column(number).path for number in range(len(table.schema.names))]
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has words for, without fields that are null."""
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, bytes):
+        return f"({len(value)} bytes)"
+    return str(value) if isinstance(value, date | datetime | Decimal) else value

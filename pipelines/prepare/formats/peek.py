@@ -1,0 +1,131 @@
+"""The beginning of an annotation file, for recognising its format: every reader's `looks(peek)` says by what it would
+know the file as its own, or None."""
+
+from __future__ import annotations
+
+import json
+import re
+import tarfile
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.prepare.embedded import open_file
+from pipelines.prepare.formats.rows import read_text
+from trainer.errors import DataError
+
+FIRST = 20
+"""Entries that are looked at."""
+PICKLES = (".p", ".pkl", ".pickle")
+
+Holds = Literal["rows", "object", "tar", "parquet", "pickle", "text", "xml"]
+
+
+@dataclass(frozen=True)
+class Peek:
+    """`rows`: entries are the first objects of a JSON list or of JSON Lines; `object`: the one object of the file;
+    `tar`: names are its first members; `parquet`: names are its columns; `xml`: the name of its
+    root."""
+
+    path: str
+    holds: Holds
+    entries: tuple[dict, ...] = ()
+    names: tuple[str, ...] = ()
+
+    def first(self, name: str) -> Any:
+        """The field's first value that is not null."""
+        return next((entry[name] for entry in self.entries if entry.get(name) is not None), None)
+
+    def has(self, name: str) -> bool:
+        return self.first(name) is not None
+
+    def all(self, *names: str) -> bool:
+        return all(map(self.has, names))
+
+    def seen(self) -> str:
+        """What was looked at, for a person."""
+        if self.holds in ("tar", "parquet", "xml"):
+            what = {"tar": "members", "parquet": "columns", "xml": "root"}[self.holds]
+            return f"a {self.holds} file with the {what} {', '.join(self.names[:8]) or '(none)'}"
+        fields = sorted({name for entry in self.entries for name in entry})
+        found = f"fields {', '.join(fields[:16])}" if fields else "no object"
+        if self.holds == "rows":
+            return f"its first {len(self.entries)} entries: {found}"
+        return f"one JSON object: {found}" if self.holds == "object" else f"a {self.holds} file"
+
+
+def peek_at(path: str) -> Peek:
+    """
+    Raises:
+        DataError: no such file, or one that cannot be read as what its name says.
+    """
+    if path.endswith(PICKLES):
+        return Peek(path, "pickle")
+    if path.endswith((".txt", ".md")):
+        return Peek(path, "text")
+    if path.endswith((".tar", ".tar.gz", ".tgz")):
+        return Peek(path, "tar", names=_members(path))
+    if path.endswith(".parquet"):
+        with open_file(path) as file:
+            try:
+                return Peek(path, "parquet", names=tuple(pq.read_schema(file).names))
+            except (pa.ArrowException, OSError) as error:
+                raise DataError("not a Parquet file", where=path, got=error) from None
+    if path.endswith(".xml"):
+        root = re.search(r"<([A-Za-z][\w.-]*)", read_text(path))
+        return Peek(path, "xml", names=(root[1],) if root else ())
+    return _json(path)
+
+
+def _members(path: str) -> tuple[str, ...]:
+    with open_file(path) as file:
+        try:
+            with tarfile.open(fileobj=file, mode="r:*") as archive:
+                return tuple(info.name for info in islice(archive, FIRST))
+        except tarfile.TarError as error:
+            raise DataError("not a tar file", where=path, got=error) from None
+
+
+def _json(path: str) -> Peek:
+    content = read_text(path).lstrip()
+    decoder = json.JSONDecoder()
+    try:
+        if content[:1] == "[":
+            return Peek(path, "rows", tuple(_listed(content, decoder)))
+        value, end = decoder.raw_decode(content)
+        if isinstance(value, dict) and not content[end:].strip():
+            return Peek(path, "object", (value,))
+    except (ValueError, RecursionError):
+        pass  # the first line may be broken and the others not
+    return Peek(path, "rows", tuple(_lines(content)))
+
+
+def _listed(content: str, decoder: json.JSONDecoder) -> list[dict]:
+    """The first entries of a list, without reading the others."""
+    found, at = [], 1
+    while len(found) < FIRST:
+        at += len(content[at : at + 1000]) - len(content[at : at + 1000].lstrip(" \t\r\n,"))
+        if content[at : at + 1] in ("]", ""):
+            break
+        try:
+            value, at = decoder.raw_decode(content, at)
+        except (ValueError, RecursionError):
+            break
+        if isinstance(value, dict):
+            found.append(value)
+    return found
+
+
+def _lines(content: str) -> list[dict]:
+    found: list[dict] = []
+    for line in content.split("\n", 4 * FIRST)[: 4 * FIRST]:
+        try:
+            value = json.loads(line) if line.strip() else None
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(value, dict) and len(found) < FIRST:
+            found.append(value)
+    return found

@@ -1,0 +1,112 @@
+"""`format: auto` knows every format by its first rows, and says what it looked at when it does not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.prepare.formats import FORMATS, format_of, usual
+from pipelines.prepare.ingest import annotations_among, prepare_data, source_uri
+from tests.prepare.builders import a_caption, a_picture, a_recipe, a_source, write_lines
+from tests.prepare.test_formats import GOOD, coco
+from tests.prepare.test_text_formats import ALPACA, INSTANCES, MMC4, QWEN_VL, REF, SHAREGPT, SHEEP, SWIFT, a_tar
+from trainer.data.shards import Source
+from trainer.errors import DataError
+
+TRL = {"prompt": [{"role": "user", "content": "?"}], "chosen": "a", "rejected": "b"}
+ROWS: list[tuple[str, Any]] = [
+    *((name, GOOD[name]) for name in ("llava", "openai", "interleaved", "layout", "agent", "text")),
+    ("llama_factory", GOOD["preference"]),
+    ("llama_factory", ALPACA),
+    ("llama_factory", SHAREGPT),
+    ("ms_swift", SWIFT),
+    ("ms_swift", SHEEP),
+    ("ms_swift", {"messages": SHEEP["messages"], "rejected_response": "x"}),
+    ("ms_swift", {"query": "?", "response": "x"}),
+    ("qwen_vl", QWEN_VL),
+    ("captions", {"image": "red.png", "caption": "x"}),
+    ("captions", {"image": "red.png", "question": "?", "answer": "x"}),
+    ("points", {"image": "red.png", "label": "x", "points": [{"x": 1, "y": 2}]}),
+    ("mmc4", MMC4),
+    ("preference", TRL),
+    ("refcoco", REF),
+]
+
+
+@pytest.mark.parametrize(("format", "row"), ROWS, ids=[f"{n}-{name}" for n, (name, _) in enumerate(ROWS)])
+@pytest.mark.parametrize("form", ["lines", "list", "after a broken line"])
+def test_rows_are_recognised(format: str, row: Any, form: str, tmp_path: Path):
+    path = tmp_path / "rows.json"
+    lines = f"{json.dumps(row)}\n" * 3
+    path.write_text(
+        {"lines": lines, "list": json.dumps([row, row], indent=1), "after a broken line": '{"id": \n' + lines}[form]
+    )
+    assert format_of("auto", str(path)) == format
+    assert format_of("text", str(path)) == "text", "a format that is named is not questioned"
+
+
+def test_files_of_other_kinds_are_recognised(tmp_path: Path):
+    (tmp_path / "instances.json").write_text(json.dumps(INSTANCES))
+    (tmp_path / "coco.json").write_text(json.dumps(coco(), indent=1))
+    (tmp_path / "notes.md").write_text("# words")
+    (tmp_path / "refs.p").write_bytes(b"\x80")
+    a_tar(tmp_path / "0.tar", {"1.png": a_picture(), "1.txt": b"x"})
+    pq.write_table(pa.table({"text": ["x"]}), tmp_path / "t.parquet")
+    want = {"instances.json": "coco", "coco.json": "coco", "notes.md": "text", "refs.p": "refcoco"}
+    want |= {"0.tar": "webdataset", "t.parquet": "parquet"}
+    assert {name: format_of("auto", str(tmp_path / name)) for name in want} == want
+
+
+UNKNOWN = [
+    ({"foo": 1, "bar": 2}, "not recognised", ["fields bar, foo", "llava", "--format NAME"]),
+    ({**GOOD["llava"], "messages": GOOD["openai"]["messages"]}, "ambiguous", ["llava (", "openai (", "--format"]),
+]
+
+
+@pytest.mark.parametrize(("row", "what", "told"), UNKNOWN)
+def test_what_is_not_recognised_says_what_was_looked_at(row: dict, what: str, told: list[str], tmp_path: Path):
+    path = write_lines(tmp_path / "rows.jsonl", [row])
+    with pytest.raises(DataError, match=what) as error:
+        format_of("auto", str(path))
+    assert all(word in str(error.value) for word in [*told, str(path)]), error.value
+
+
+def test_an_empty_or_damaged_file_is_told(tmp_path: Path):
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(DataError, match="not recognised"):
+        format_of("auto", str(tmp_path / "empty.jsonl"))
+    for name in ("a.tar", "a.parquet"):
+        (tmp_path / name).write_bytes(b"no")
+        with pytest.raises(DataError, match=r"not a (tar|Parquet) file"):
+            format_of("auto", str(tmp_path / name))
+
+
+def test_every_format_has_a_usual_kind_and_rendering():
+    assert {name: usual(name)[1] for name in FORMATS}.items() >= {"llava": "chat", "mmc4": "document"}.items()
+    assert usual("points")[0] == "grounding" and usual("android_control")[0] == "agent"
+
+
+def test_files_that_other_readers_read_are_no_sources_of_their_own():
+    assert annotations_among(["dataset_info.json", "a.json", "x.png"]) == ["a.json"]
+    assert annotations_among(["instances.json", "refs.json"]) == ["refs.json"]
+    assert annotations_among(["instances.json", "1.jpg"]) == ["instances.json"]
+    assert annotations_among(["source.json", "input.json", "00000.tar", "00000.index.parquet"]) == ["00000.tar"]
+
+
+def test_a_recipe_may_say_auto_for_a_folder_of_several_formats(media: Path):
+    write_lines(media / "data" / "a.jsonl", [a_caption(1, image=str(media / "red.png"))])
+    (media / "data" / "red.png").write_bytes(a_picture())
+    a_tar(media / "data" / "c.tar", {"t.png": a_picture(), "t.txt": b"x"})
+    write_lines(media / "data" / "b.jsonl", [SWIFT])
+    source = a_source("auto", media / "data", kind="instruction", rendering="document")
+    prepare_data(a_recipe(source, "model.tokenizer=nowhere"), str(media / "out"))
+    assert [Source.open(source_uri(str(media / "out"), "mine", "train")).sample(0, n).id for n in range(3)] == [
+        "c1",
+        "b.jsonl#1",
+        "t",
+    ]
