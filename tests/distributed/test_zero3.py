@@ -46,7 +46,7 @@ def found(folder: Path) -> dict[str, Any]:
     return {world: json.loads((folder / f"{world}.json").read_text()) for world in WORLDS}
 
 
-def plain(folder: Path, trained: dict[str, bool]) -> tuple[list[list[float]], PackedModel]:
+def in_one_process(folder: Path, trained: dict[str, bool]) -> tuple[list[list[float]], PackedModel]:
     return plain_training(a_family(), str(folder / "model"), a_stage(trained), step_batches)
 
 
@@ -61,7 +61,7 @@ def flat(figures: list[list[float]]) -> list[float]:
 @pytest.mark.parametrize("world", WORLDS)
 def test_zero3_equals_plain_torch(folder: Path, found: dict[str, Any], world: str) -> None:
     """Uneven targets, a text-only rank beside one with pictures, clipping, learning rates by group, tied head."""
-    want, packed = plain(folder, {"vision": True, "merger": True, "llm": True})
+    want, packed = in_one_process(folder, {"vision": True, "merger": True, "llm": True})
     got = found[world]["all_trained"][0]["figures"]
     assert flat(got) == pytest.approx(flat(want), rel=1e-5)
     assert max(norm for _, norm in want) > a_stage().optim.clip  # clipping took part
@@ -120,7 +120,7 @@ def test_frozen_vision_keeps_its_bytes(folder: Path, found: dict[str, Any], worl
     assert result["copied"] and all(name.startswith("model-vision-") for name in result["copied"])
     for name in result["copied"]:
         assert (folder / "model" / name).read_bytes() == (folder / f"frozen-vision-{world}" / name).read_bytes()
-    want, _ = plain(folder, {"vision": False, "merger": True, "llm": True})
+    want, _ = in_one_process(folder, {"vision": False, "merger": True, "llm": True})
     assert flat(result["figures"]) == pytest.approx(flat(want), rel=1e-5)
 
 
@@ -136,7 +136,7 @@ def test_the_vision_tower_alone_can_be_trained(folder: Path, found: dict[str, An
     assert {row["group"]: row["state"] for row in result["rows"]} == {
         "vision": "trained", "merger": "frozen", "llm": "frozen",
     }  # fmt: skip
-    want, _ = plain(folder, {"vision": True, "merger": False, "llm": False})
+    want, _ = in_one_process(folder, {"vision": True, "merger": False, "llm": False})
     assert flat(result["figures"]) == pytest.approx(flat(want), rel=1e-5)
 
 

@@ -58,11 +58,17 @@ def transformers_logits(built: Built, model: nn.Module, name: str) -> torch.Tens
         return head(hidden[0])
 
 
-def test_the_loaded_export_gives_the_trainers_logits(built: Built, note: Note) -> None:
+def export_errors(built: Built) -> dict[str, float]:
+    """Largest difference of logits, by sample."""
     errors = {}
     for name, found in built.encoded.items():
         ours = built.logits(built.mine, built.batch(["short", name]))[-len(found.ids) :]
         errors[name] = float((ours - transformers_logits(built, built.theirs, name)).abs().max())
+    return errors
+
+
+def test_the_loaded_export_gives_the_trainers_logits(built: Built, note: Note) -> None:
+    errors = export_errors(built)
     note(5, export_logits_err=max(errors.values()))
     assert max(errors.values()) < TOLERANCE, errors
 

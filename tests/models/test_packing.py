@@ -53,7 +53,8 @@ def run(built: Built, batches: Iterable[Any]) -> tuple[float, dict[str, torch.Te
     return total, {group: torch.cat(found) for group, found in groups.items()}
 
 
-def test_packs_equal_their_samples_alone(built: Built, note: Note) -> None:
+def packing_errors(built: Built) -> dict[str, float]:
+    """Relative differences of a pack from its samples alone: loss, and gradients of each module group; the largest."""
     errors = dict.fromkeys(("loss", *GROUPS), 0.0)
     for samples, length in packs_of(built).values():
         want, want_grads = run(built, (built.batch([name]) for name in samples))
@@ -64,6 +65,11 @@ def test_packs_equal_their_samples_alone(built: Built, note: Note) -> None:
                 assert float(got_grads[group].norm()) == 0, "no picture, no gradient"
                 continue
             errors[group] = max(errors[group], far(got_grads[group], gradient))
+    return errors
+
+
+def test_packs_equal_their_samples_alone(built: Built, note: Note) -> None:
+    errors = packing_errors(built)
     note(2, loss_err=errors["loss"], **{f"grad_err_{group}": errors[group] for group in GROUPS})
     assert errors["loss"] < LOSS and max(errors[group] for group in GROUPS) < GRADIENT, errors
 

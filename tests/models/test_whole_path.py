@@ -67,8 +67,8 @@ def hugging_face(built: Built) -> None:
         pytest.skip(f"transformers has no {built.name}: its component references are in test_{built.name}.py")
 
 
-@pytest.mark.usefixtures("hugging_face")
-def test_logits_of_every_sample_equal_hugging_faces(built: Built, note: Note) -> None:
+def whole_path_errors(built: Built) -> tuple[dict[str, float], float]:
+    """(largest difference of logits by sample, standard deviation of the logits)."""
     mrope, errors = has_mrope(built), {}
 
     @cache
@@ -82,7 +82,12 @@ def test_logits_of_every_sample_equal_hugging_faces(built: Built, note: Note) ->
             assert batch.ids[start:stop].tolist() == ids, name
             errors[name] = max(errors.get(name, 0.0), float((ours[start:stop] - want).abs().max()))
     assert set(errors) == set(built.samples), "every sample came after another one in some pack"
-    deviation = float(torch.cat([reference(name)[1] for name in errors]).std())
+    return errors, float(torch.cat([reference(name)[1] for name in errors]).std())
+
+
+@pytest.mark.usefixtures("hugging_face")
+def test_logits_of_every_sample_equal_hugging_faces(built: Built, note: Note) -> None:
+    errors, deviation = whole_path_errors(built)
     assert 0.5 < deviation < 2
     note(1, hf_logits_err=max(errors.values()), logits_std=deviation, samples=len(errors))
     assert max(errors.values()) < TOLERANCE, errors
