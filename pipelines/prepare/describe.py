@@ -12,7 +12,7 @@ from typing import Any
 import av
 from pydantic import ValidationError
 
-from pipelines.prepare import embedded
+from pipelines.prepare import embedded, pdf_pages
 from pipelines.prepare.formats.rows import Bad, Draft, MediaRef
 from pipelines.prepare.whole import is_whole
 from trainer import storage
@@ -91,6 +91,8 @@ def _read(uri: str, media_root: str) -> bytes:
     try:
         if embedded.is_embedded(uri):
             return embedded.read(uri, media_root)
+        if pdf_pages.is_page(uri):
+            return pdf_pages.page_png(uri)
         return storage.read_bytes(uri.removeprefix("file://"))
     except (IsADirectoryError, NotADirectoryError) as error:
         raise FileNotFoundError(uri) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from html.parser import HTMLParser
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -82,3 +83,71 @@ def trained(sample: Sample, files: list[bytes], folder: Path, rendering: str = "
         frames = [span.frames for span in laid.spans if span.kind == "video"]
         found.append(Trained(variant, text.replace("<|im_end|>", "\n"), grids, frames))
     return found
+
+
+# ---------------------------------------------------------------- pages
+
+
+@dataclass
+class Tag:
+    """An element of a page's HTML that has a place."""
+
+    name: str
+    kind: str
+    """Its class and format."""
+    box: tuple[int, ...]
+    text: str = ""
+
+
+class _Page(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.found: list[Tag] = []
+        self.open: list[str] = []
+        self.inside: list[int] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        named = {name: value or "" for name, value in attrs}
+        if "data-bbox" in named:
+            kind = " ".join(filter(None, (named.get("class"), named.get("format"))))
+            self.found.append(Tag(tag, kind, tuple(map(int, named["data-bbox"].split()))))
+            self.inside.append(len(self.found) - 1)
+        else:
+            self.inside.append(self.inside[-1] if self.inside else -1)
+        if tag in ("td", "th", "tr", "table") and self.inside[-1] >= 0 and "data-bbox" not in named:
+            spans = "".join(f" {name}={named[name]}" for name in ("rowspan", "colspan") if name in named)
+            self.found[self.inside[-1]].text += f"<{tag}{spans}>"
+        self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        self.inside.pop()
+        self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes another element"
+        self.inside.pop()
+
+    def handle_data(self, data: str) -> None:
+        if self.inside and self.inside[-1] >= 0:
+            self.found[self.inside[-1]].text += data if data.strip() else ""
+
+
+def tags(page: str) -> list[Tag]:
+    """The elements with a place in QwenVL HTML; fails where it is not well-formed."""
+    parser = _Page()
+    parser.feed(page)
+    parser.close()
+    assert not parser.open, f"open: {parser.open}"
+    return parser.found
+
+
+def boxes_lie_where(found: list[Tag], want: list[tuple[float, ...]], media: Any, grid: tuple[int, int]) -> None:
+    """Boxes as the model reads them, turned back into pixels of the file: within the page and a pixel, or half a step
+    of the resized page where that is coarser."""
+    scale = (media.width / grid[0], media.height / grid[1])
+    for tag, box in zip(found, want, strict=True):
+        assert 0 <= tag.box[0] < tag.box[2] <= grid[0] and 0 <= tag.box[1] < tag.box[3] <= grid[1], tag
+        for place, (value, wanted) in enumerate(zip(tag.box, box, strict=True)):
+            step = scale[place % 2]
+            assert abs(value * step - wanted) <= max(1.0, step / 2) + 1e-6, (tag, box)

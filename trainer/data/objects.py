@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from trainer.data import page
 from trainer.data.coordinates import Convention, Size
 from trainer.data.pieces import Piece
 from trainer.data.sample import Box, Mask, Object, Objects, Point, Sample, Span
@@ -199,20 +200,8 @@ def points_xml(part: Objects, pen: Pen) -> str:
 
 
 def page_html(part: Objects, pen: Pen) -> str:
-    """QwenVL HTML (arXiv 2502.13923, section 2.2): every element carries data-bbox."""
-    lines = ["<html><body>"]
-    for thing in part.objects:
-        box = f'data-bbox="{" ".join(map(str, pen.box(part.media, box_of(thing))))}"'
-        role, content = thing.role or "p", thing.content or ""
-        if role in ("p", "h1", "h2", "h3", "h4", "h5", "h6"):
-            lines.append(f"<{role} {box}>{html.escape(content, quote=False)}</{role}>")
-        elif role == "table":  # content is HTML already
-            inner = content.removeprefix("<table>").removesuffix("</table>")
-            lines.append(f"<table {box}>{inner}</table>")
-        else:
-            inner = html.escape(content, quote=False)
-            lines.append(f'<div class="{role}" {box}><img {box}/>{inner}</div>')
-    return "\n".join([*lines, "</body></html>"])
+    """QwenVL HTML (page.py)."""
+    return page.page_html(part.objects, box_of, lambda xyxy: " ".join(map(str, pen.box(part.media, xyxy))))
 
 
 def hmsf(seconds: float, fps: float) -> str:

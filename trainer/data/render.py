@@ -21,7 +21,7 @@ from trainer.data.sample import Action, Image, Message, Part, Sample, Tools, Vid
 from trainer.models.family import Family
 from trainer.recipe import Rendering
 
-VERSION = 1
+VERSION = 2
 """Raised when the text of any rendering changes: it is part of the rules' digest, so old counts are not reused."""
 
 Times = Callable[[int], Sequence[float]]
