@@ -11,7 +11,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+
+from trainer import curation
+from trainer.curation import Curate
+from trainer.fields import Strict, execution, note, result
 
 STAGES = ("stage1", "stage2", "stage3", "sft", "dpo")
 GROUPS = ("vision", "merger", "llm")
@@ -22,27 +26,8 @@ Rendering = Literal["document", "chat"]
 Slug = Annotated[str, StringConstraints(pattern=r"^[a-z]([a-z0-9_]{0,38}[a-z0-9])?$")]
 
 
-def result(default: Any = ..., **more: Any) -> Any:
-    """A field that changes what is learned."""
-    return Field(default, json_schema_extra={"role": "result"}, **more)
-
-
-def execution(default: Any = ..., **more: Any) -> Any:
-    """A field that changes how a stage runs, not what it learns."""
-    return Field(default, json_schema_extra={"role": "execution"}, **more)
-
-
-def note(default: Any = ..., **more: Any) -> Any:
-    """A field for people."""
-    return Field(default, json_schema_extra={"role": "note"}, **more)
-
-
 def _without_nulls(value: Any) -> Any:
     return {key: entry for key, entry in value.items() if entry is not None} if isinstance(value, dict) else value
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 # ---------------------------------------------------------------- model
@@ -120,6 +105,8 @@ class Source(Strict):
     rendering: Rendering = result()
     """document: no chat template, loss on every text token; chat: loss on assistant content and its end token."""
     licence: str = note("not stated")
+    curate: Curate | None = result(None)
+    """Cleaning, scoring, deduplication and decontamination of the training part (trainer/curation.py)."""
 
 
 class Prepare(Strict):
@@ -402,6 +389,10 @@ class Recipe(Strict):
             if name not in sources:
                 problems.append(f"evaluate.sources: no such source {name!r}")
         problems += self._pretrain_problems()
+        problems += curation.problems_of(
+            {name: source.curate for name, source in sources.items()},
+            {name: source.held_out is not None for name, source in sources.items()},
+        )
         if problems:
             raise ValueError("\n".join(problems))
         return self

@@ -2,20 +2,15 @@
 
 Each answer is one call of POST URL/chat/completions with its own seed (servers differ in what they support of `n`:
 transformers serve refuses it). Images travel as data URIs; videos as the frames that training would see, one image
-each. A call that fails on the way or is answered with 408, 429 or 5xx is tried again with growing waits; what still
-fails is an answer with finish `error`, counted, never an end of the run. The key is read from QWENVL_ENDPOINT_KEY.
+each. Calls are tried again (completions.py); what still fails is an answer with finish `error`, counted, never an end
+of the run. The key is read from QWENVL_ENDPOINT_KEY.
 """
 
 from __future__ import annotations
 
 import base64
 import io
-import json
-import os
-import random
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -23,6 +18,7 @@ from typing import Any
 from PIL import Image as Pil
 
 from trainer.after.answers import Answer, Request, prompt_of, seed_of
+from trainer.after.completions import complete
 from trainer.after.prompts import paired
 from trainer.data import media as images
 from trainer.data import video
@@ -32,11 +28,8 @@ from trainer.data.sample import Sample
 from trainer.errors import DataError, QwenVLError
 from trainer.recipe import Sampling
 
-NUM_TRIES = 4
-TIMEOUT_S = 120.0
 NUM_CALLS = 8
 """Calls on the way at once."""
-RETRIED = frozenset((408, 409, 425, 429, 500, 502, 503, 504))
 
 Content = list[dict[str, Any]]
 
@@ -98,25 +91,7 @@ def call(
         "max_tokens": sampling.max_new_tokens,
         "seed": seed % 2**31,  # some servers take 32 bits
     }
-    headers = {"Content-Type": "application/json"}
-    if key := os.environ.get("QWENVL_ENDPOINT_KEY"):
-        headers["Authorization"] = f"Bearer {key}"
-    url = sampling.endpoint.rstrip("/") + "/chat/completions"
-    for turn in range(NUM_TRIES):
-        if turn:
-            sleep(2.0 ** (turn - 1) * (0.5 + random.random()))
-        try:
-            sent = urllib.request.Request(url, json.dumps(body).encode(), headers)
-            with urllib.request.urlopen(sent, timeout=TIMEOUT_S) as response:
-                return json.load(response)
-        except urllib.error.HTTPError as error:
-            told = error.read(300).decode(errors="replace")
-            if error.code not in RETRIED or turn == NUM_TRIES - 1:
-                raise OSError(f"{url} answered {error.code}: {told}") from None
-        except OSError as error:
-            if turn == NUM_TRIES - 1:
-                raise OSError(f"no answer from {url} in {NUM_TRIES} tries: {error}") from None
-    raise AssertionError("the loop returns or raises")
+    return complete(sampling.endpoint, body, sleep=sleep)
 
 
 # ---------------------------------------------------------------- messages
