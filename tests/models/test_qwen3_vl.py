@@ -18,7 +18,6 @@ from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from tests.models import builders
 from tests.models.builders import Built
 from tests.models.configs.qwen3_vl import config
 from trainer.after.endpoint import messages_of
@@ -39,10 +38,8 @@ FAMILY = Qwen3VL.from_config(config())
 
 
 @pytest.fixture(scope="module")
-def qwen3(sources: Path, _cache: dict[str, Built], tmp_path_factory: pytest.TempPathFactory) -> Built:
-    if "qwen3_vl" not in _cache:
-        _cache["qwen3_vl"] = builders.build("qwen3_vl", tmp_path_factory.mktemp("qwen3_vl"), sources)
-    return _cache["qwen3_vl"]
+def qwen3(build: Callable[[str], Built]) -> Built:
+    return build("qwen3_vl")
 
 
 # ---------------------------------------------------------------- template
