@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from pipelines.prepare.engine import Engine, blocks
 from trainer import storage
+from trainer.data import kept
 from trainer.data.layout import REASONS, Drop, Fit, Layout, Rules, fit_sample, layout, stage_rules, varies
 from trainer.data.mixture import SourceCounts
 from trainer.data.order import id_hash
@@ -202,6 +203,7 @@ def _source_counts(source: Source, parts: list[Columns], rules: Rules, **facts) 
     }
     fit_rows = np.stack([columns[field] for field in ("image_max", "max_frames", "turns")], axis=-1)
     fits, number = np.unique(fit_rows.reshape(-1, 3), axis=0, return_inverse=True)
+    reasons = _curated(source, columns["drop"])
     fit = np.where(columns["drop"] < 0, number.reshape(columns["drop"].shape), -1)
     ids = [identity for shard in range(len(parts)) for identity in source.index(shard)["id"].to_pylist()]
     return SourceCounts(
@@ -216,11 +218,21 @@ def _source_counts(source: Source, parts: list[Columns], rules: Rules, **facts) 
         fit=fit.astype(np.int32),
         drop=columns["drop"].astype(np.int8),
         fits=[tuple(map(int, row)) for row in fits] or [(0, 0, 0)],
-        reasons=REASONS,
+        reasons=reasons,
         shard_bytes=[shard["size_bytes"] for shard in source.manifest["shards"]],
         row_bytes=_row_bytes(source),
         **facts,
     )
+
+
+def _curated(source: Source, drop: np.ndarray) -> tuple[str, ...]:
+    """Marks what curation has dropped, in place; REASONS and the filters that dropped something. The samples were
+    counted all the same: another threshold counts nothing again."""
+    found = np.concatenate([np.zeros(0, object), *(kept.reasons(source, n) for n in range(source.num_shards))])
+    filters = sorted(set(found.tolist()) - {""})
+    for number, name in enumerate(filters, len(REASONS)):
+        drop[found == name] = number
+    return (*REASONS, *filters)
 
 
 def _row_bytes(source: Source) -> np.ndarray:

@@ -68,6 +68,7 @@ def prepare_data(recipe: Recipe, out: str) -> None:
     Raises:
         DataError: a source with more unreadable rows than prepare.max_bad_fraction, or without any row.
     """
+    from pipelines.prepare.curate.step import curate
     from pipelines.prepare.tokenizer import prepare_tokenizer
 
     prepare_corpus(recipe, out)
@@ -77,6 +78,8 @@ def prepare_data(recipe: Recipe, out: str) -> None:
         funnel[name] = {}
         for split, path in splits_of(source):
             funnel[name][split] = ingest(recipe, out, name, source, split, path, engine)
+    for name, curated in curate(recipe, out).items():
+        funnel[name]["train"] = {**funnel[name]["train"], "curated": curated}
     storage.write_json(storage.join(out, "data", "funnel.json"), funnel)
     prepare_tokenizer(recipe, out)
 
@@ -261,7 +264,9 @@ def input_key(
     return digest(
         {
             "version": VERSION,
-            "source": source.model_dump(mode="json", exclude={"licence", "path", "held_out", "media", "rendering"}),
+            "source": source.model_dump(
+                mode="json", exclude={"licence", "path", "held_out", "media", "rendering", "curate"}
+            ),
             "document": source.rendering == "document",
             "shard_bytes": prepare.shard_bytes,
             "max_bad_fraction": prepare.max_bad_fraction,

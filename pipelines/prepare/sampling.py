@@ -26,6 +26,7 @@ from trainer.after import answers as table
 from trainer.after.answers import Answer, Place, Request
 from trainer.after.prompts import frame_of, paired
 from trainer.after.scores import Frame, score
+from trainer.data import kept
 from trainer.data.layout import Drop, Rules, fit_sample, rules_of
 from trainer.data.objects import read_tagged
 from trainer.data.order import id_hash, mix
@@ -92,8 +93,9 @@ def _rank(seed: int, stage: str, name: str, request: Request) -> int:
 
 def _tasks(source: Source, name: str) -> Iterator[Request]:
     for shard in range(source.num_shards):
-        for row, text in enumerate(source.index(shard)["sample_json"].to_pylist()):
-            sample = from_json(text)
+        texts = source.index(shard)["sample_json"]
+        for row in kept.rows(source, shard).tolist():
+            sample = from_json(texts[row].as_py())
             if sample.key is None:
                 continue
             place = Place(source=f"data/sources/{name}/train", shard=shard, row=row)

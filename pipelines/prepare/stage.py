@@ -15,6 +15,7 @@ from typing import Any
 from pipelines.prepare.count import Counter, family_facts, rules_for, rules_ref
 from pipelines.prepare.ingest import source_uri
 from trainer import cache, storage
+from trainer.data import kept
 from trainer.data.mixture import SourceCounts, drops_of
 from trainer.data.plan import Order, Plan, make_plan
 from trainer.data.shards import Source
@@ -80,7 +81,7 @@ def _kind(recipe: Recipe, stage: str, name: str) -> str:
 def _facts(recipe: Recipe, stage: str, split: str, folders: dict[str, str], out: str) -> Json:
     """What the plan depends on: equal facts, equal plan."""
     config = recipe.stages.named()[stage]
-    data = {name: Source.open(source_uri(out, folder, split)).digest for name, folder in folders.items()}
+    data = {name: kept.data_digest(Source.open(source_uri(out, folder, split))) for name, folder in folders.items()}
     family = family_of(recipe, out)
     return {
         "stage": stage,

@@ -18,6 +18,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 
 from pipelines.prepare.ingest import source_uri
 from trainer import storage
+from trainer.data import kept
 from trainer.data.render import render
 from trainer.data.sample import from_json
 from trainer.data.shards import Source
@@ -53,7 +54,8 @@ def prepare_tokenizer(recipe: Recipe, out: str) -> None:
             "vocab_size": recipe.model.vocab_size,
             "special": [*family.special_tokens, *getattr(family, "plain_tokens", ())],
             "sources": {
-                name: [source.digest, recipe.prepare.sources[name].rendering] for name, source in sources.items()
+                name: [kept.data_digest(source), recipe.prepare.sources[name].rendering]
+                for name, source in sources.items()
             },
         }
     )
@@ -84,11 +86,12 @@ def texts_of(source: Source, recipe: Recipe, name: str, family: Family) -> Itera
     """Rendered text of a source's first samples, special tokens left out."""
     rendering, left = recipe.prepare.sources[name].rendering, TEXTS_OF_A_SOURCE
     for shard in range(source.num_shards):
-        for text in source.index(shard)["sample_json"].to_pylist():
+        texts = source.index(shard)["sample_json"]
+        for row in kept.rows(source, shard).tolist():
             if left == 0:
                 return
             left -= 1
-            sample = from_json(text)
+            sample = from_json(texts[row].as_py())
             sizes = [(media.width, media.height) for media in sample.media]
             try:
                 segments = render(sample, left, family, rendering, sizes.__getitem__)

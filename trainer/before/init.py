@@ -23,6 +23,7 @@ from torch import Tensor
 from trainer import handover, storage
 from trainer.after.opening import asked, run_program
 from trainer.before import language, vision
+from trainer.data import kept
 from trainer.data import media as images
 from trainer.data.sample import Sample
 from trainer.data.shards import ShardReader, Source
@@ -157,7 +158,7 @@ def _key(recipe: Recipe, out: str, part: str) -> str:
     pretrain = recipe.model.pretrain
     assert pretrain is not None
     names = pretrain.sources.get("text" if part == "llm" else "pairs", [])
-    sources = [Source.open(_train_uri(out, name)).digest for name in names]
+    sources = [kept.data_digest(Source.open(_train_uri(out, name))) for name in names]
     settings = pretrain.model_dump(mode="json", include=_SETTINGS[part])
     tokenizer = Tokenizer.load(configs.tokenizer_uri(recipe, out)).digest
     config = configs.model_config(recipe, out)
@@ -293,10 +294,10 @@ def _train_uri(out: str, name: str) -> str:
 
 
 def samples_of(out: str, name: str) -> Iterator[tuple[int, int, Sample]]:
-    """(shard, row, sample) of a source's training part, in order; no media are read."""
+    """(shard, row, sample) of what is kept of a source's training part, in order; no media are read."""
     source = Source.open(_train_uri(out, name))
     for shard in range(source.num_shards):
-        for row in range(source.index(shard).num_rows):
+        for row in kept.rows(source, shard).tolist():
             yield shard, row, source.sample(shard, row)
 
 

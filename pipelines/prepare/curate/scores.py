@@ -1,0 +1,98 @@
+"""Scores of the four criteria as columns beside the shards, from one of two scorers: statistics, or a judge. A scorer
+is a function of samples and their files; thresholds are not its business."""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.prepare.curate import judge, statistics
+from pipelines.prepare.curate.columns import Work
+from pipelines.prepare.curate.record import Record
+from trainer import storage
+from trainer.curation import Judge, Score
+from trainer.data.sample import from_json
+from trainer.data.shards import ShardReader, Source
+from trainer.errors import DataError
+from trainer.resolve import digest
+
+VERSION = [1, statistics.VERSION, judge.VERSION]
+CRITERIA = judge.CRITERIA
+SCHEMA = pa.schema([(name, pa.float64()) for name in CRITERIA])
+Scored = list[dict[str, float]]
+
+
+def columns(
+    work: Work, source: Source, asked: Score, *, name: str, out: str, seed: int
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """({criterion: float64[N]}, what judging took). NaN: the criterion does not apply, or no valid answer came.
+
+    Raises:
+        DataError: more samples than judge.max_failed are without a valid answer.
+    """
+    if asked.judge is None:
+        key, rows, counts = digest({"scorer": "statistics", "version": VERSION}), _statistics(work, source), None
+    else:
+        key = digest({"scorer": judge_facts(asked.judge), "version": VERSION, "seed": seed})
+        asking = judge.Asking(asked.judge, Record(storage.join(out, "data", "answers", "judge", name)), seed=seed)
+        rows, counts = _judged(source, asking, asked.judge, name), asking.counts
+    tables = [
+        work.column(source, shard, kind="score", key=key, rows=rows, schema=SCHEMA, told=name)
+        for shard in range(source.num_shards)
+    ]
+    table = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
+    found = {criterion: table[criterion].to_numpy() for criterion in CRITERIA}
+    facts = {"asked": counts.asked, "recorded": counts.recorded, "malformed": counts.malformed} if counts else {}
+    if counts:
+        facts["failed"] = int(np.isnan(found["text_quality"]).sum())
+    return found, facts
+
+
+def judge_facts(asked: Judge) -> dict[str, Any]:
+    """What scores depend on: not where the model is or how fast it is asked."""
+    return asked.model_dump(mode="json", exclude={"url", "concurrency", "timeout_s", "max_failed"})
+
+
+@lru_cache(maxsize=4)
+def _reader(uri: str) -> ShardReader:
+    return ShardReader(uri)
+
+
+def _statistics(work: Work, source: Source) -> Any:
+    def rows(texts: list[str], shard: int, block: list[int]) -> Scored:
+        asked = [json.dumps({"uri": source.uri, "shard": shard, "row": row}) for row in block]
+        return work.map(_statistics_row, asked)
+
+    return rows
+
+
+def _statistics_row(asked: str) -> tuple[str, list[bytes]]:
+    place = json.loads(asked)
+    reader = _reader(place["uri"])
+    sample = reader.source.sample(place["shard"], place["row"])
+    return json.dumps(statistics.scores(sample, reader.media(place["shard"], place["row"]))), []
+
+
+def _judged(source: Source, asking: judge.Asking, asked: Judge, name: str) -> Any:
+    reader = ShardReader(source)
+
+    def rows(texts: list[str], shard: int, block: list[int]) -> Scored:
+        samples = [from_json(text) for text in texts]
+        found = asking.score(samples, lambda number: reader.media(shard, block[number]))
+        if asking.counts.failed > asked.max_failed * source.num_samples:
+            told = "\n    ".join(asking.counts.errors[-3:]) or "answers of another form than asked for"
+            raise DataError(
+                "too many samples without a valid answer of the judge",
+                where=f"prepare.sources.{name}.curate.score.judge",
+                expected=f"at most {asked.max_failed:.2%} of {source.num_samples}",
+                got=f"{asking.counts.failed} so far\n    {told}",
+                do="look at the endpoint, raise judge.max_tokens or judge.max_failed; valid answers are recorded",
+            )
+        return [scores or dict.fromkeys(CRITERIA, math.nan) for scores in found]
+
+    return rows
