@@ -79,7 +79,7 @@ def small_files(recipe: Recipe, out: str, result: StageResult) -> dict[str, str]
     files |= _tokenizer_files(folder, tokenizer, family)
     files["generation_config.json"] = _json(
         {
-            "bos_token_id": tokenizer.id(family.markers.eos),
+            "bos_token_id": tokenizer.id(family.markers.bos or family.markers.eos),
             "do_sample": False,
             "eos_token_id": [tokenizer.id(family.markers.turn_end), tokenizer.id(family.markers.eos)],
             "pad_token_id": tokenizer.id(family.markers.eos),

@@ -16,10 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers.models.llava_next.configuration_llava_next import LlavaNextConfig
-from transformers.models.llava_next.modeling_llava_next import (
-    LlavaNextForConditionalGeneration,
-    LlavaNextMultiModalProjector,
-)
+from transformers.models.llava_next.modeling_llava_next import LlavaNextForConditionalGeneration
 
 from trainer.models.tiles_model import (
     build_model,
@@ -31,7 +28,6 @@ from trainer.models.tiles_model import (
     run_language,
     tower,
 )
-from trainer.step import attention
 
 __all__ = [
     "build",
@@ -52,7 +48,7 @@ __all__ = [
 def build(
     config: Mapping[str, Any], *, dtype: torch.dtype, attn_implementation: str | None = None, init: bool = True
 ) -> LlavaNextForConditionalGeneration:
-    model = build_model(
+    return build_model(
         LlavaNextForConditionalGeneration,
         LlavaNextConfig,
         config,
@@ -60,22 +56,6 @@ def build(
         attn_implementation=attn_implementation,
         init=init,
     )
-    if attn_implementation == attention.NAME:
-        projector = model.model.multi_modal_projector
-        projector.__class__ = ProjectorWithNewline
-        projector.image_newline = model.model.image_newline
-    return model
-
-
-class ProjectorWithNewline(LlavaNextMultiModalProjector):
-    """The same projection, image_newline beside it: ZeRO-3 gathers a parameter when a module that has it runs, and
-    LlavaNextModel, which has it too, does not run here."""
-
-    image_newline: nn.Parameter
-
-    def forward(self, image_features: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """[P, D] -> ([P, C], [C])."""
-        return super().forward(image_features), self.image_newline
 
 
 @dataclass(frozen=True)
@@ -118,22 +98,17 @@ def plan_vision(model: nn.Module, grids: Tensor, device: torch.device | str) -> 
 
 
 def run_vision(model: nn.Module, pixels: Tensor, plan: TilesPlan) -> tuple[Tensor, ...]:
-    """The one output of the vision path, [N, C]."""
-    projector: Any = model.model.multi_modal_projector  # type: ignore[union-attr]
-    features, newline = projector(tower(model, pixels, plan))
-    return (_joined(features, newline, plan),)
+    """The one output of the vision path, [N, C].
 
-
-def _joined(features: Tensor, newline: Tensor, plan: TilesPlan) -> Tensor:
-    """[P, C], [C] -> [N, C]. Rows are expanded first: the gradient of one that is taken many times is then a sum, the
-    same in every run, and the gather's has nothing to add up."""
-    rows = newline.to(features.dtype).expand(plan.num_rows, -1)
-    return torch.cat([features, rows]).index_select(0, plan.order)
+    image_newline is expanded before the gather: the gradient of a row that is taken many times is then a sum, the same
+    in every run, and the gather's has nothing to add up.
+    """
+    inner: Any = model.model
+    features = inner.multi_modal_projector(tower(model, pixels, plan))
+    rows = inner.image_newline.to(features.dtype).expand(plan.num_rows, -1)
+    return (torch.cat([features, rows]).index_select(0, plan.order),)
 
 
 def see(model: nn.Module, pixels: Tensor, grids: Tensor) -> tuple[Tensor, ...]:
     """int64[M, 7] -> ([N, C],): for generation."""
-    inner: Any = model.model
-    plan = plan_vision(model, grids.cpu(), pixels.device)
-    features = inner.multi_modal_projector(tower(model, pixels, plan))
-    return (_joined(features, inner.image_newline, plan),)
+    return run_vision(model, pixels, plan_vision(model, grids.cpu(), pixels.device))
