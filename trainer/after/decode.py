@@ -81,6 +81,7 @@ def _batch(model: nn.Module, asks: Sequence[Ask], sampling: Sampling, family: Fa
     logits = torch.cat([logits.expand(n, -1) for (_, logits), n in zip(read, repeats, strict=True)])
     places = [(len(ask.prompt.ids), ask.prompt.next_position) for ask in asks for _ in ask.seeds]
     positions = torch.tensor(places, device=logits.device)
+    cache.prompt_lengths = positions[:, 0]  # type: ignore[attr-defined]  # Qwen-VL's rotary base goes by them
     draws = np.stack(
         [np.random.default_rng(seed).random(sampling.max_new_tokens) for ask in asks for seed in ask.seeds]
     )

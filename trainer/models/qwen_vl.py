@@ -77,6 +77,12 @@ class QwenVL:
         IMAGE_PAD,
     )
     plain_tokens = ()
+    tiktoken_tokens = (
+        *special_tokens[:3],
+        *(f"<|extra_{number}|>" for number in range(205)),
+        *special_tokens[3:],
+    )
+    """What follows the ranks of the published qwen.tiktoken, in order of id."""
     markers = Markers(image_pad=IMAGE_PAD, video_pad=IMAGE_PAD)
     template = ChatML()
     objects = TaggedObjects("<ref>", "</ref>", "<box>", "</box>")

@@ -6,11 +6,11 @@ Qwen-7B alone.
 
 Two rules of the published code hold outside training only, and only beyond `seq_length` (2048) tokens: logn scales the
 query at place i by log(i) / log(seq_length), and dynamic ntk widens the rotary base by the length of the sample. Both
-go by the sample here, never by the pack. Keys are cached before they are turned, and turned by the length that the
-sample has now: so a step with a cache computes what one without computes (the published code keeps the base that the
-prompt had).
+go by the sample here, never by the pack. While a sample is generated its prompt's length counts to the end, as
+published with a cache: another base in between would turn queries by other angles than the keys that are cached. Here
+generation without a cache keeps to it too, so both give the same tokens.
 
-Shapes: B rows, L tokens now, S tokens with the cache, C hidden width, H heads, D head width.
+Shapes: B rows, L tokens now, C hidden width, H heads, D head width.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def ntk_alpha(lengths: Tensor, seq_length: int) -> Tensor:
 
 
 def rotation(config: Any, positions: Tensor, alpha: Tensor | None) -> tuple[Tensor, Tensor]:
-    """cos and sin float32[B, 1, S, D] of int64[B, S]; alpha float32 broadcast over them, None: 1.
+    """cos and sin float32[B, 1, L, D] of int64[B, L]; alpha float32 broadcast over them, None: 1.
 
     Computed here and not kept in a buffer, which a cast of the model would round.
     """
@@ -131,7 +131,7 @@ def rotation(config: Any, positions: Tensor, alpha: Tensor | None) -> tuple[Tens
 
 
 def turned(x: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
-    """[B, H, S, D], in fp32 between, as published."""
+    """[B, H, L, D], in fp32 between, as published."""
     cos, sin = cos_sin
     wide = x.float()
     first, second = wide.chunk(2, dim=-1)
@@ -159,21 +159,14 @@ def sample_lengths(segments: Sequence[Segment], device: torch.device) -> Tensor:
 class Places:
     """What the layers need to know of positions, once a forward."""
 
-    def __init__(
-        self, config: Any, positions: Tensor, keys: Tensor, *, training: bool, segments: Sequence[Segment] | None
-    ):
-        """int64[B, L] of the tokens now, int64[B, S] of all that they see."""
+    def __init__(self, config: Any, positions: Tensor, lengths: Tensor | None):
+        """int64[B, L], and the length of each token's sample, int64 broadcast over them; None: in training."""
         alpha = self.logn = None
-        if not training and config.use_dynamic_ntk:
-            if segments is None:
-                lengths = keys.amax(dim=1, keepdim=True) + 1
-            else:
-                lengths = sample_lengths(segments, keys.device)
+        if lengths is not None and config.use_dynamic_ntk:
             alpha = ntk_alpha(lengths, config.seq_length)
-        if not training and config.use_logn_attn:
+        if lengths is not None and config.use_logn_attn:
             self.logn = logn_scale(positions, config.seq_length)
-        self.query = rotation(config, positions, alpha)
-        self.key = self.query if keys is positions else rotation(config, keys, alpha)
+        self.rotation = rotation(config, positions, alpha)
 
 
 # ---------------------------------------------------------------- language model
@@ -196,11 +189,11 @@ class QWenAttention(nn.Module):
         query, key, value = (
             part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in self.c_attn(x).chunk(3, dim=-1)
         )
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
-        query, key = turned(query, places.query), turned(key, places.key)
+        query, key = turned(query, places.rotation), turned(key, places.rotation)
         if places.logn is not None:
             query = query * places.logn.to(query.dtype)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         out, _ = attend(self, query, key, value, mask, dropout=0.0, scaling=self.scaling, **more)
         return self.c_proj(out.flatten(2))
@@ -284,10 +277,11 @@ class QWenModel(QWenPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         segments: Sequence[Segment] | None = None,
+        prompt_lengths: Tensor | None = None,
         **_: Any,
     ) -> BaseModelOutputWithPast:
-        """int64[B, L] or [B, L, C]; position_ids int64[B, L] default to places counted without padding, `segments` is
-        the table of a pack (attention "segments")."""
+        """int64[B, L] or [B, L, C]; position_ids int64[B, L] default to places counted without padding; `segments` is
+        the table of a pack (attention "segments"); prompt_lengths int64[B] of a sample that is being generated."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         x = self.wte(input_ids) if inputs_embeds is None else inputs_embeds
@@ -295,10 +289,7 @@ class QWenModel(QWenPreTrainedModel):
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         seen = past_key_values.get_seq_length() if past_key_values is not None else 0
-        keys = _key_places(seen + x.shape[1], attention_mask, x)
-        positions = keys[:, seen:] if position_ids is None else position_ids
-        if seen == 0:
-            keys = positions
+        positions = _places(seen, attention_mask, x) if position_ids is None else position_ids
         mask = create_causal_mask(
             config=self.config,
             inputs_embeds=x,
@@ -306,7 +297,12 @@ class QWenModel(QWenPreTrainedModel):
             past_key_values=past_key_values,
             position_ids=position_ids,
         )
-        places = Places(self.config, positions, keys, training=self.training, segments=segments)
+        lengths = None
+        if not self.training:
+            lengths = _lengths(positions, segments, prompt_lengths, past_key_values if seen else None)
+            if past_key_values is not None and not seen:
+                past_key_values.prompt_lengths = lengths[:, 0]  # type: ignore[union-attr]
+        places = Places(self.config, positions, lengths)
         more = {} if segments is None else {"segments": segments}
         for block in self.h:
             x = block(x, places, mask, past_key_values=past_key_values, **more)
@@ -315,11 +311,22 @@ class QWenModel(QWenPreTrainedModel):
         )
 
 
-def _key_places(length: int, mask: Tensor | None, x: Tensor) -> Tensor:
-    """int64[B, S]: the place of each token in its sample, padding (mask 0) not counted."""
+def _places(seen: int, mask: Tensor | None, x: Tensor) -> Tensor:
+    """int64[B, L]: the place of each token in its sample, padding (mask 0) not counted."""
     if mask is None or mask.dim() != 2:
-        return torch.arange(length, device=x.device).expand(x.shape[0], length)
-    return (mask[:, :length].long().cumsum(dim=1) - 1).clamp(min=0)
+        return torch.arange(seen, seen + x.shape[1], device=x.device).expand(x.shape[0], x.shape[1])
+    return (mask[:, : seen + x.shape[1]].long().cumsum(dim=1) - 1).clamp(min=0)[:, seen:]
+
+
+def _lengths(
+    positions: Tensor, segments: Sequence[Segment] | None, prompt_lengths: Tensor | None, cache: Cache | None
+) -> Tensor:
+    """int64[B, 1], or [1, L] of a pack."""
+    if segments is not None:
+        return sample_lengths(segments, positions.device)
+    if prompt_lengths is None:
+        prompt_lengths = getattr(cache, "prompt_lengths", None)
+    return positions.amax(dim=1, keepdim=True) + 1 if prompt_lengths is None else prompt_lengths[:, None]
 
 
 class QWenLMHeadModel(QWenPreTrainedModel, GenerationMixin):
@@ -338,12 +345,19 @@ class QWenLMHeadModel(QWenPreTrainedModel, GenerationMixin):
         self.lm_head = value
 
     def prepare_inputs_for_generation(  # type: ignore[override]
-        self, input_ids: Tensor, *args: Any, pixel_values: Tensor | None = None, **more: Any
+        self, input_ids: Tensor, *args: Any, pixel_values: Tensor | None = None, **kwargs: Any
     ) -> Mapping[str, Any]:
-        inputs = super().prepare_inputs_for_generation(input_ids, *args, **more)  # type: ignore[misc]
-        if more.get("is_first_iteration") or not more.get("use_cache", True):
+        """generate() looks for the name `kwargs` when it checks its arguments."""
+        inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)  # type: ignore[misc]
+        if kwargs.get("is_first_iteration") or not kwargs.get("use_cache", True):
             inputs["pixel_values"] = pixel_values  # later steps have the pictures in their cache
         return inputs
+
+    def _update_model_kwargs_for_generation(self, outputs: Any, model_kwargs: dict[str, Any], **more: Any) -> Any:
+        """After the first step: remember how long each prompt was, for the steps that have no cache to ask."""
+        if "prompt_lengths" not in model_kwargs and (places := model_kwargs.get("position_ids")) is not None:
+            model_kwargs["prompt_lengths"] = places.amax(dim=-1) + 1
+        return super()._update_model_kwargs_for_generation(outputs, model_kwargs, **more)  # type: ignore[misc]
 
     def forward(
         self,
