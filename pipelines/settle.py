@@ -37,16 +37,17 @@ def problems_before_data(recipe: Recipe) -> list[tuple[str, str]]:
     Imports here: 0.2 s that later steps, which read the stored recipe, save.
     """
     from pipelines.prepare.formats import problems_of_sources
-    from trainer.models.family import FAMILIES
+    from trainer.models.family import FAMILIES, class_of
 
     problems = problems_of_sources(recipe.prepare.sources)
     known = ", ".join(sorted(FAMILIES))
     if recipe.family not in FAMILIES:
         problems.append(("family", f"no such model family {recipe.family!r}; there is {known}"))
     config = recipe.model.config
-    if isinstance(config, dict) and config.get("model_type") != recipe.family:
-        got = config.get("model_type")
-        problems.append(("model.config.model_type", f"expected the recipe's family {recipe.family}, got {got!r}"))
+    model_type = class_of(recipe.family).model_type if recipe.family in FAMILIES else recipe.family
+    if isinstance(config, dict) and config.get("model_type") != model_type:
+        expected, got = f"{model_type}, that of family {recipe.family}", config.get("model_type")
+        problems.append(("model.config.model_type", f"expected {expected}, got {got!r}"))
     for name in recipe.evaluate.sources:
         if recipe.prepare.sources[name].held_out is None:
             problems.append((f"evaluate.sources.{name}", f"prepare.sources.{name} has no held_out data to measure on"))

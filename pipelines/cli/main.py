@@ -17,6 +17,7 @@ COMMANDS = {
     "stop": ("remote", "stop a submitted run and remove what it holds"),
     "recipe": ("recipe", "show, check or compare recipes; their JSON Schema"),
     "fetch": ("fetch", "bring a model or data set from a hub into storage, pinned and verified"),
+    "convert": ("convert", "published weights (.bin or safetensors) as the trainer reads them"),
     "export": ("after", "write the final model of an output in Hugging Face layout"),
     "evaluate": ("after", "held-out losses and task scores of an output"),
 }

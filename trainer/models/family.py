@@ -297,8 +297,13 @@ def load_family(name: str, config: Mapping[str, Any], *, tokens_per_second: floa
         close = difflib.get_close_matches(name, FAMILIES, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise RecipeError([("family", f"no family {name!r}; known are {sorted(FAMILIES)}{hint}")])
+    return class_of(name).from_config(config, tokens_per_second=tokens_per_second)
+
+
+def class_of(name: str) -> type[Family]:
+    """The class of a family of the table."""
     module, cls = FAMILIES[name].split(":")
-    return getattr(importlib.import_module(module), cls).from_config(config, tokens_per_second=tokens_per_second)
+    return getattr(importlib.import_module(module), cls)
 
 
 def parts_of(family: Family) -> Parts:
@@ -309,7 +314,6 @@ def parts_of(family: Family) -> Parts:
 def import_classes_of(model_type: str) -> None:
     """Import the torch side of every family with this model_type of config.json: one whose model transformers lacks
     registers its own with the Auto classes there."""
-    for entry in FAMILIES.values():
-        module, cls = entry.split(":")
-        if getattr(importlib.import_module(module), cls).model_type == model_type:
-            importlib.import_module(f"{module}_model")
+    for name in FAMILIES:
+        if (cls := class_of(name)).model_type == model_type:
+            importlib.import_module(f"{cls.__module__}_model")
