@@ -20,6 +20,8 @@ from trainer.data import media, video
 from trainer.data.sample import Media, Sample, to_json
 from trainer.errors import MediaError, StorageError
 
+LENGTH_SHARE, LENGTH_S = 0.02, 1.0
+"""By which a video's length may differ from what its annotation says, together: players and containers round."""
 SPILL = 0.02
 """Share of a side by which a box may lie outside its picture (rounding); it is cut there."""
 
@@ -74,7 +76,7 @@ def _sample(draft: Draft, facts: dict[str, str]) -> tuple[Sample, list[bytes]] |
         first = error.errors()[0]
         return Bad(draft.where, "a sample", f"{'.'.join(map(str, first['loc']))}: {first['msg']}", "wrong-form")
     except _Outside as error:
-        return Bad(draft.where, error.expected, error.got, "outside-picture")
+        return Bad(draft.where, error.expected, error.got, error.reason)
 
 
 def _shown(uri: str) -> str:
@@ -148,13 +150,13 @@ def missing_part(data: bytes) -> str | None:
 
 
 class _Outside(ValueError):
-    def __init__(self, expected: str, got: object):
-        self.expected, self.got = expected, str(got)
+    def __init__(self, expected: str, got: object, reason: str = "outside-picture"):
+        self.expected, self.got, self.reason = expected, str(got), reason
         super().__init__(expected)
 
 
-Scale = tuple[float, float, int, int]
-"""x and y factor to pixels, width and height."""
+Scale = tuple[float, float, int, int, float]
+"""x and y factor to pixels, width and height, and a video's seconds."""
 
 
 def _scales(draft: Draft, described: list[Media]) -> list[Scale]:
@@ -168,7 +170,9 @@ def _scales(draft: Draft, described: list[Media]) -> list[Scale]:
             across, down = _stated(draft.meta["stated_size"], item)
         elif draft.meta.get("stated_sizes"):
             across, down = _stated(draft.meta["stated_sizes"][number], item)
-        found.append((across, down, item.width, item.height))
+        if item.kind == "video" and draft.meta.get("stated_duration_s"):
+            _same_length(draft.meta["stated_duration_s"], item)
+        found.append((across, down, item.width, item.height, item.duration_s))
     return found
 
 
@@ -180,6 +184,13 @@ def _stated(stated: list[float], item: Media) -> tuple[float, float]:
     return item.width / width, item.height / height
 
 
+def _same_length(stated_s: float, item: Media) -> None:
+    """Times were written for a video of another length: it is another video, or a part of it."""
+    if abs(stated_s - item.duration_s) > LENGTH_SHARE * stated_s + LENGTH_S:
+        told = f"a video of {stated_s:g} s, as the annotation says"
+        raise _Outside(told, f"{item.duration_s:.2f} s", "outside-video")
+
+
 def _scaled(value: Any, scales: list[Scale], medium: int) -> Any:
     """Messages with every geometry in pixels of the original. A part's `media` says which medium it is about."""
     if isinstance(value, list):
@@ -189,6 +200,8 @@ def _scaled(value: Any, scales: list[Scale], medium: int) -> Any:
     medium = value.get("media", medium) if isinstance(value.get("media", medium), int) else medium
     if value.get("shape") in ("box", "mask", "point"):
         return _scaled_shape(value, scales[medium])
+    if value.get("shape") == "span":
+        return _span(value, scales[medium][4])
     if value.get("part") == "action" and value.get("coordinates"):
         points = {name: _pair(point, scales[medium]) for name, point in value["coordinates"].items()}
         return {**value, "coordinates": points}
@@ -206,6 +219,14 @@ def _scaled_shape(shape: dict, scale: Scale) -> dict:
     if shape.get("rle") and (not same or sum(shape["rle"]) != scale[2] * scale[3]):
         raise _Outside(f"run lengths that add up to {scale[2]}x{scale[3]} pixels", sum(shape["rle"]))
     return found
+
+
+def _span(span: dict, duration_s: float) -> dict:
+    """A part of the video, cut at its end where it goes a little beyond."""
+    start, end = span["start_s"], span["end_s"]
+    if not 0 <= start < end <= duration_s * (1 + LENGTH_SHARE) + LENGTH_S or start >= duration_s:
+        raise _Outside(f"0 <= start < end <= {duration_s:.2f} s", f"{start:g} to {end:g} s", "outside-video")
+    return {**span, "end_s": min(end, duration_s)}
 
 
 def _pair(point: list[float], scale: Scale) -> list[float]:

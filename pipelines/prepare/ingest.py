@@ -36,7 +36,7 @@ from trainer.errors import DataError
 from trainer.recipe import Prepare, Recipe, Source
 from trainer.resolve import digest
 
-VERSION = 1
+VERSION = 2
 """Raised when the same rows give other samples than before: sources are made again."""
 BLOCK_ROWS = 256
 SHOWN = 5
@@ -212,7 +212,20 @@ def annotation_files(path: str, *, where: str) -> list[str]:
     return sorted(found)
 
 
-ANNOTATIONS = (".json", ".jsonl", ".txt", ".md", ".tar", ".tar.gz", ".tgz", ".parquet", ".xml", *PICKLES)
+ANNOTATIONS = (
+    ".json",
+    ".jsonl",
+    ".txt",
+    ".md",
+    ".tar",
+    ".tar.gz",
+    ".tgz",
+    ".parquet",
+    ".xml",
+    ".hocr",
+    ".pdf",
+    *PICKLES,
+)
 BESIDE = {"dataset_info.json", "instances.json"}
 """Read by the reader of another file; instances.json is one itself where there are no refs."""
 

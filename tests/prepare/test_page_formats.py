@@ -11,13 +11,14 @@ import pytest
 import typst
 from PIL.Image import Image
 
-from pipelines.prepare.formats import tables
+from pipelines.prepare.formats import format_of, tables
 from pipelines.prepare.formats.blocks import reading_order
 from pipelines.prepare.formats.rows import Bad, BadRow
 from tests.prepare.builders import a_picture, write_lines
 from tests.prepare.through import Tag, boxes_lie_where, made, only, read, tags, trained
 from trainer.data.media import upright
 from trainer.data.sample import Box, Object, Objects, Sample
+from trainer.errors import DataError
 
 
 def blocks_of(sample: Sample) -> list[Object]:
@@ -415,3 +416,23 @@ def test_a_document_without_words_in_order_is_a_bad_row(tmp_path: Path, content:
         path.write_bytes(typst.compile(str(tmp_path / "d.typ"), font_paths=[f"{get_data_path()}/fonts/ttf"]))
     [bad] = made(read("pdf", path), "document")
     assert isinstance(bad, Bad) and bad.reason == reason and "d.pdf" in bad.where
+
+
+def test_pages_and_times_are_recognised_and_a_layout_in_cocos_form_has_to_be_named(tmp_path: Path):
+    (tmp_path / "book.hocr").write_text(HOCR)
+    a_pdf(tmp_path / "a.pdf", "words")
+    (tmp_path / "times.txt").write_text("AO8RW 0.0 6.9##a person sits.\n")
+    (tmp_path / "prose.txt").write_text("Plain words.\n")
+    event = {"duration": 1, "timestamps": [[0, 1]], "sentences": ["a"]}
+    (tmp_path / "events.json").write_text(json.dumps({"v_1": event}))
+    want = {
+        "book.hocr": "hocr",
+        "a.pdf": "pdf",
+        "times.txt": "charades_sta",
+        "prose.txt": "text",
+        "events.json": "activitynet",
+    }
+    assert {name: format_of("auto", str(tmp_path / name)) for name in want} == want
+    with pytest.raises(DataError, match="ambiguous") as told:
+        format_of("auto", str(doclaynet(tmp_path, PAGE, CELLS)))
+    assert "coco (" in str(told.value) and "coco_layout (" in str(told.value)

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 from pipelines.prepare.formats.blocks import Block, Box, page_messages, reading_order
 from pipelines.prepare.formats.layout import ROLES
+from pipelines.prepare.formats.peek import Peek
 from pipelines.prepare.formats.rows import (
     BadRow,
     Draft,
@@ -44,6 +45,17 @@ GAP = 0.01
 class _Cell:
     box: Box
     text: str
+
+
+KIND, RENDERING = "document", "document"
+
+
+def looks(peek: Peek) -> str | None:
+    """COCO whose categories are parts of pages: `coco` takes it as well, for boxes alone, so a person has to say."""
+    if peek.holds != "object" or not peek.all("images", "annotations", "categories"):
+        return None
+    names = [str(item.get("name")).lower() for item in peek.first("categories") if isinstance(item, dict)]
+    return "categories of page layouts" if names and set(names) <= ROLES.keys() else None
 
 
 def read(path: str, media_root: str, source: Source) -> Iterator[Row]:

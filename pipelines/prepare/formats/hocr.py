@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
 from pipelines.prepare.formats.blocks import Block, Box, page_messages
+from pipelines.prepare.formats.peek import Peek
 from pipelines.prepare.formats.rows import BadRow, Draft, MediaRef, Row, guarded, read_text, resolve
 from trainer.recipe import Source
 
@@ -33,6 +34,13 @@ class _Node:
     title: str
     lines: list[list[str]] = field(default_factory=list)
     children: list[_Node] = field(default_factory=list)
+
+
+KIND, RENDERING = "document", "document"
+
+
+def looks(peek: Peek) -> str | None:
+    return "pages of class ocr_page" if peek.holds == "hocr" else None
 
 
 def read(path: str, media_root: str, source: Source) -> Iterator[Row]:

@@ -23,6 +23,7 @@ from itertools import pairwise
 from pipelines.prepare import pdf_pages
 from pipelines.prepare.formats.blocks import Block, page_messages, reading_order
 from pipelines.prepare.formats.pdf_text import Line, Page, page_of
+from pipelines.prepare.formats.peek import Peek
 from pipelines.prepare.formats.rows import Bad, BadRow, Draft, MediaRef, Row, guarded
 from trainer import storage
 from trainer.errors import DataError, MediaError
@@ -35,6 +36,13 @@ COLUMN_GAP = 1.0
 """What is free between columns, in heights of a line."""
 UNKNOWN_SHARE = 0.01
 _MARK = re.compile(r"^(?:[•◦▪‣·●○■□*–—-]|\(?(?:\d{1,3}|[a-zA-Z])[.)]|\[\d{1,3}\])\s+\S")
+
+
+KIND, RENDERING = "document", "document"
+
+
+def looks(peek: Peek) -> str | None:
+    return "a PDF" if peek.holds == "pdf" else None
 
 
 def read(path: str, media_root: str, source: Source) -> Iterator[Row]:

@@ -19,16 +19,17 @@ from trainer.errors import DataError
 
 FIRST = 20
 """Entries that are looked at."""
+TIMES = re.compile(rb"\s*\S+ +[\d.]+ +[\d.]+ *##")
 PICKLES = (".p", ".pkl", ".pickle")
 
-Holds = Literal["rows", "object", "tar", "parquet", "pickle", "text", "xml"]
+Holds = Literal["rows", "object", "tar", "parquet", "pickle", "text", "times", "xml", "hocr", "pdf"]
 
 
 @dataclass(frozen=True)
 class Peek:
     """`rows`: entries are the first objects of a JSON list or of JSON Lines; `object`: the one object of the file;
     `tar`: names are its first members; `parquet`: names are its columns; `xml`: the name of its
-    root."""
+    root; `times`: a text file whose first line is VIDEO start end##sentence."""
 
     path: str
     holds: Holds
@@ -65,7 +66,12 @@ def peek_at(path: str) -> Peek:
     if path.endswith(PICKLES):
         return Peek(path, "pickle")
     if path.endswith((".txt", ".md")):
-        return Peek(path, "text")
+        with open_file(path) as file:
+            return Peek(path, "times" if TIMES.match(file.readline(1000)) else "text")
+    if path.endswith(".pdf"):
+        return Peek(path, "pdf")
+    if path.endswith((".hocr", ".html", ".htm")):
+        return Peek(path, "hocr" if "ocr_page" in read_text(path) else "text")
     if path.endswith((".tar", ".tar.gz", ".tgz")):
         return Peek(path, "tar", names=_members(path))
     if path.endswith(".parquet"):
