@@ -16,6 +16,7 @@ COMMANDS = {
     "logs": ("remote", "the lines of a submitted run"),
     "stop": ("remote", "stop a submitted run and remove what it holds"),
     "recipe": ("recipe", "show, check or compare recipes; their JSON Schema"),
+    "data": ("data", "bring, check, count, look at and prepare data"),
     "fetch": ("fetch", "bring a model or data set from a hub into storage, pinned and verified"),
     "convert": ("convert", "published weights (.bin or safetensors) as the trainer reads them"),
     "export": ("after", "write the final model of an output in Hugging Face layout"),

@@ -22,6 +22,8 @@ MAX_PIXELS = 64 * 1024**2
 
 ORIENTATION = 0x0112
 SWAPS_SIDES = (5, 6, 7, 8)
+PNG_ORIENTATION = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
+"""Where a PNG can say it: a file without any of these words says nothing."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,9 @@ def image_header(data: bytes, *, where: object = None) -> ImageHeader:
     """Raises MediaError: not an image, of a format that is not read, or larger than MAX_PIXELS."""
     image = _open(data, where)
     width, height = image.size
-    if _orientation(image) in SWAPS_SIDES:
+    # asked for a PNG's orientation, Pillow decodes all of it, in case the chunk stands at the end
+    plain = image.format == "PNG" and not any(name in data for name in PNG_ORIENTATION)
+    if not plain and _orientation(image) in SWAPS_SIDES:
         width, height = height, width
     return ImageHeader(width, height, SUFFIXES[str(image.format)])
 

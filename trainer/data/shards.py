@@ -322,7 +322,7 @@ class ShardReader:
         if index["num_images"][row].as_py() + index["num_videos"][row].as_py() == 0:
             return []
         data = self.row_bytes(shard, row)
-        return [content for name, content in _members(data) if not name.endswith(".json")]
+        return [content for name, content in row_members(data) if not name.endswith(".json")]
 
     def row_bytes(self, shard: int, row: int) -> bytes:
         """The row's tar members, verified."""
@@ -418,7 +418,7 @@ def _is(data: bytes, size: int, digest: str) -> bool:
     return len(data) == size and hashlib.sha256(data).hexdigest() == digest
 
 
-def _members(data: bytes) -> list[tuple[str, bytes]]:
+def row_members(data: bytes) -> list[tuple[str, bytes]]:
     """(name, content) of the members of a row."""
     found = []
     at = 0

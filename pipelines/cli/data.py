@@ -1,0 +1,198 @@
+"""qwenvl data ingest|check|stats|preview|prepare: from files in public formats to shards, and what is in them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import DataError, UsageError
+
+SHOWN = 50
+"""Problems that check prints in full."""
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="qwenvl data", description=__doc__)
+    what = made.add_subparsers(dest="what", required=True)
+    ingest = what.add_parser("ingest", help="files in a public format to shards")
+    ingest.add_argument("sources", nargs="+", metavar="SOURCE", help="annotation file, folder, glob or URI")
+    ingest.add_argument("--out", required=True, metavar="URI", help="folder or s3:// address of the shards")
+    ingest.add_argument("--format", default="auto", help="a reader's name (pipelines/prepare/README.md); default: auto")
+    ingest.add_argument("--media", metavar="URI", help="where relative media paths start; default: beside each SOURCE")
+    ingest.add_argument("--kind", help="caption, grounding, instruction, ...; default: what the format mostly is")
+    ingest.add_argument("--rendering", choices=("document", "chat"), help="default: what the format mostly is")
+    ingest.add_argument("--name", help="name of the source in the samples; default: the last part of --out")
+    ingest.add_argument("--split", choices=("train", "held_out"), default="train")
+    ingest.add_argument("--max-bad-fraction", type=float, default=0.0, help="share of rows that may be refused")
+    ingest.add_argument("--verify-media", choices=("decode", "header"), default="decode")
+    ingest.add_argument("--engine", choices=("native", "ray"), default="native")
+    check = what.add_parser("check", help="read every byte: digests and each sample's own rules; exit code 64 if wrong")
+    stats = what.add_parser("stats", help="counts, sizes and lengths")
+    stats.add_argument("--json", action="store_true")
+    preview = what.add_parser("preview", help="a page that shows samples with what is drawn on them")
+    preview.add_argument("--html", required=True, metavar="FILE")
+    preview.add_argument("--samples", type=int, default=24, help="of each source, evenly spaced (default 24)")
+    for one in (check, stats, preview):
+        one.add_argument("uri", metavar="URI", help="shards, or an output or folder above some")
+    prepare = what.add_parser("prepare", help="a recipe's data: corpus, every source, tokenizer; and the funnel")
+    prepare.add_argument("recipe", help="shipped name, file or URI")
+    prepare.add_argument("--out", required=True, metavar="URI")
+    prepare.add_argument("--set", dest="overrides", action="append", default=[], metavar="A.B=VALUE")
+    return made
+
+
+def main(words: list[str]) -> int:
+    asked = parser().parse_args(words[1:])
+    return {"ingest": _ingest, "check": _check, "stats": _stats, "preview": _preview, "prepare": _prepare}[asked.what](
+        asked
+    )
+
+
+# ---------------------------------------------------------------- ingest
+
+
+def _ingest(asked: argparse.Namespace) -> int:
+    from pydantic import ValidationError
+
+    from pipelines.prepare.formats import format_of, problems_of_sources, usual
+    from pipelines.prepare.ingest import Place, annotation_files, write_source
+    from trainer.errors import RecipeError
+    from trainer.recipe import Prepare, Source
+
+    out = asked.out.rstrip("/")
+    _refuse_other_content(out, asked.sources)
+    files = sorted({file for source in asked.sources for file in annotation_files(source, where="SOURCE")})
+    found = {format_of(asked.format, file) for file in files}
+    usually = {usual(name) for name in found if name in _known()}
+    if (asked.kind is None or asked.rendering is None) and len(usually) > 1:
+        told = ", ".join(sorted(found))
+        raise UsageError("files of several kinds", where=told, do="say --kind and --rendering, or ingest one at a time")
+    kind, rendering = next(iter(usually), ("instruction", "chat"))
+    name = asked.name or _slug(out.rpartition("/")[2])
+    stated = {"kind": asked.kind or kind, "rendering": asked.rendering or rendering, "media": asked.media}
+    try:
+        source = Source.model_validate({"format": asked.format, "path": asked.sources[0], **stated})
+        prepare = Prepare.model_validate(
+            {
+                "sources": {name: source.model_dump()},
+                "engine": asked.engine,
+                "max_bad_fraction": asked.max_bad_fraction,
+                "verify_media": asked.verify_media,
+            }
+        )
+    except ValidationError as error:
+        listed = [(".".join(map(str, one["loc"])), one["msg"]) for one in error.errors()]
+        raise RecipeError(listed, subject="the source") from None
+    if problems := problems_of_sources({name: source}):
+        raise RecipeError(problems, subject="the source")
+    place = Place(name, asked.split, out, "--max-bad-fraction", out)
+    funnel = write_source(prepare, source, place, files, asked.media, [])
+    print(funnel_table({name: {asked.split: funnel}}))
+    return 0
+
+
+def _known() -> tuple[str, ...]:
+    from pipelines.prepare.formats import FORMATS
+
+    return FORMATS
+
+
+def _slug(word: str) -> str:
+    import re
+
+    return re.sub(r"[^a-z0-9]+", "_", word.lower()).strip("_")[:40].strip("_") or "data"
+
+
+def _refuse_other_content(out: str, sources: list[str]) -> None:
+    """Shards are written into a folder of their own, which is emptied first: never one that holds anything else."""
+    from trainer import storage
+    from trainer.data.shards import MANIFEST
+
+    inside = [source for source in sources if source.rstrip("/") == out or source.startswith(f"{out}/")]
+    names = storage.list_dir(out)
+    if inside or (names and MANIFEST not in names):
+        got = inside[0] if inside else f"{len(names)} other files: {', '.join(names[:4])}"
+        do = "choose another --out, or remove what an ingest that was killed has left"
+        raise UsageError("--out is not a folder of its own", where=out, expected="nothing, or shards", got=got, do=do)
+
+
+def funnel_table(funnel: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """Rows read, kept and refused of every source and split, with the reasons."""
+    rows = [("source", "split", "read", "kept", "refused")]
+    for name, splits in funnel.items():
+        for split, part in splits.items():
+            told = ", ".join(f"{count:,} {reason}" for reason, count in part.get("bad", {}).items()) or "-"
+            rows.append((name, split, f"{part['read']:,}", f"{part['kept']:,}", told))
+            if dropped := (part.get("curate") or {}).get("dropped"):
+                left = f"{part['curate']['kept']:,}"
+                rows.append(("", "curated", "", left, ", ".join(f"{n:,} {reason}" for reason, n in dropped.items())))
+    widths = [max(len(row[at]) for row in rows) for at in range(5)]
+    aligned = []
+    for row in rows:
+        cells = [
+            cell.rjust(width) if at in (2, 3) else cell.ljust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        aligned.append("  ".join(cells).rstrip())
+    return "\n".join(aligned)
+
+
+# ---------------------------------------------------------------- what is there
+
+
+def _check(asked: argparse.Namespace) -> int:
+    from pipelines.prepare.stored import problems, sources_below
+
+    found: list[str] = []
+    count = 0
+    for source in sources_below(asked.uri):
+        before = count
+        for problem in problems(source):
+            count += 1
+            if len(found) < SHOWN:
+                found.append(problem)
+        told = "every byte and every sample is right" if count == before else f"{count - before} problems"
+        print(f"{source.uri}: {source.num_samples} samples in {source.num_shards} shards; {told}", flush=True)
+    if count:
+        more = [f"... and {count - len(found)} more"] if count > len(found) else []
+        listed = "\n    ".join([*found, *more])
+        do = "prepare or ingest the source again; look at the disk or the transfer"
+        raise DataError(
+            f"{count} problem{'s' if count > 1 else ''} in stored data", where=asked.uri, got=f"\n    {listed}", do=do
+        )
+    return 0
+
+
+def _stats(asked: argparse.Namespace) -> int:
+    from pipelines.prepare.stored import sources_below, statistics, statistics_text
+
+    found = [statistics(source) for source in sources_below(asked.uri)]
+    print(json.dumps(found, indent=1, ensure_ascii=False) if asked.json else "\n\n".join(map(statistics_text, found)))
+    return 0
+
+
+def _preview(asked: argparse.Namespace) -> int:
+    from pipelines.prepare.preview.page import write_preview
+    from pipelines.prepare.stored import sources_below
+
+    if asked.samples < 1:
+        raise UsageError("not a number of samples", where="--samples", expected="1 or more", got=asked.samples)
+    shown = write_preview(sources_below(asked.uri), asked.html, samples=asked.samples)
+    print(f"{asked.html}: {shown} samples, {Path(asked.html).stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
+# ---------------------------------------------------------------- prepare
+
+
+def _prepare(asked: argparse.Namespace) -> int:
+    from pipelines.prepare.ingest import prepare_data
+    from pipelines.settle import asked_recipe
+    from trainer import storage
+
+    recipe = asked_recipe(asked.recipe, asked.overrides)
+    prepare_data(recipe, asked.out)
+    print(funnel_table(storage.read_json(storage.join(asked.out, "data", "funnel.json"))))
+    return 0

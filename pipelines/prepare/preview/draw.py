@@ -1,0 +1,140 @@
+"""What lies on a picture, as SVG in pixels of the original above a small copy of it; and the frames of a clip.
+
+Every object of a sample has one colour and number, on the picture and in the text.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from trainer.data import media, video
+from trainer.data.sample import Action, Mask, Media, Object, Point, Span
+
+SIDE = 640
+"""Longest side of a picture on the page."""
+LEAST = 320
+"""Smaller ones are shown larger, so that what is drawn on them can be seen."""
+FRAME_HEIGHT = 130
+FRAMES = 8
+COLOURS = ("#d6303f", "#1668c4", "#16803c", "#a24fbf", "#c26a00", "#00808a", "#8a5a2b", "#c2368d")
+
+
+def colour(number: int) -> str:
+    return COLOURS[number % len(COLOURS)]
+
+
+def data_uri(image: Image.Image, kind: str = "JPEG") -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, quality=80)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def picture(
+    item: Media, data: bytes, objects: Sequence[tuple[int, Object]], actions: Sequence[tuple[int, Action]] = ()
+) -> str:
+    """<div> with the picture and what lies on it. `objects` and `actions` come with their numbers in the sample."""
+    image = media.upright(data, where=item.origin)
+    image.thumbnail((SIDE, SIDE))
+    scale = max(1.0, LEAST / max(image.size))
+    width, height = round(image.width * scale), round(image.height * scale)
+    unit = item.width / width
+    drawn = "".join(_shape(number, thing, item, unit) for number, thing in objects)
+    drawn += "".join(_action(number, action, unit) for number, action in actions)
+    return (
+        f"<div class='shown' style='width:{width}px'><img src='{data_uri(image)}' alt='' width='{width}' "
+        f"height='{height}'><svg viewBox='0 0 {item.width} {item.height}' preserveAspectRatio='none'>{drawn}"
+        "</svg></div>"
+    )
+
+
+def _shape(number: int, thing: Object, item: Media, unit: float) -> str:
+    at, pen = thing.at, f"stroke='{colour(number)}' stroke-width='{2 * unit:.2f}'"
+    title = f"<title>{number + 1} {html.escape(thing.label)}</title>"
+    if isinstance(at, Span):
+        return ""
+    if isinstance(at, Point):
+        x, y = at.xy
+        body = f"<circle cx='{x:g}' cy='{y:g}' r='{6 * unit:.2f}' fill='{colour(number)}55' {pen}>{title}</circle>"
+        return body + _tag(number, x + 7 * unit, y - 7 * unit, unit)
+    x0, y0, x1, y1 = at.xyxy
+    body = _mask(at, item, number) if isinstance(at, Mask) else ""
+    body += f"<rect x='{x0:g}' y='{y0:g}' width='{x1 - x0:g}' height='{y1 - y0:g}' fill='none' {pen}>{title}</rect>"
+    return body + _tag(number, x0, y0, unit)
+
+
+def _mask(at: Mask, item: Media, number: int) -> str:
+    if at.polygons is not None:
+        rings = (" ".join(f"{x:g},{y:g}" for x, y in zip(ring[::2], ring[1::2], strict=False)) for ring in at.polygons)
+        return "".join(f"<polygon points='{ring}' fill='{colour(number)}66'/>" for ring in rings)
+    if at.rle is None:
+        return ""
+    lengths = np.asarray(at.rle)
+    inside = np.repeat(np.arange(len(lengths)) % 2, lengths).astype(bool)
+    if inside.size != item.width * item.height:
+        return ""
+    inside = inside.reshape((item.height, item.width), order="F")
+    red, green, blue = (int(colour(number)[at : at + 2], 16) for at in (1, 3, 5))
+    pixels = np.zeros((item.height, item.width, 4), np.uint8)
+    pixels[inside] = (red, green, blue, 110)
+    overlay = Image.fromarray(pixels, "RGBA")
+    overlay.thumbnail((SIDE, SIDE), Image.Resampling.NEAREST)
+    return (
+        f"<image href='{data_uri(overlay, 'PNG')}' x='0' y='0' width='{item.width}' height='{item.height}' "
+        "preserveAspectRatio='none'/>"
+    )
+
+
+def _tag(number: int, x: float, y: float, unit: float) -> str:
+    size = 12 * unit
+    width = size * (0.7 * len(str(number + 1)) + 0.5)
+    top = max(0.0, y - size * 1.2)
+    return (
+        f"<rect x='{x:g}' y='{top:g}' width='{width:g}' height='{size * 1.2:g}' fill='{colour(number)}'/>"
+        f"<text x='{x + size * 0.25:g}' y='{top + size:g}' font-size='{size:g}' fill='#fff'>{number + 1}</text>"
+    )
+
+
+def _action(number: int, action: Action, unit: float) -> str:
+    """A cross where the action is; an arrow from the first place to the second."""
+    points = list(action.coordinates.values())
+    pen, reach = f"stroke='#d6303f' stroke-width='{3 * unit:.2f}'", 14 * unit
+    drawn = ""
+    for x, y in points:
+        drawn += f"<line x1='{x - reach:g}' y1='{y:g}' x2='{x + reach:g}' y2='{y:g}' {pen}/>"
+        drawn += f"<line x1='{x:g}' y1='{y - reach:g}' x2='{x:g}' y2='{y + reach:g}' {pen}/>"
+        drawn += f"<circle cx='{x:g}' cy='{y:g}' r='{reach * 0.6:g}' fill='none' {pen}/>"
+    if len(points) > 1:
+        (x0, y0), (x1, y1) = points[:2]
+        drawn += f"<line x1='{x0:g}' y1='{y0:g}' x2='{x1:g}' y2='{y1:g}' stroke-dasharray='{6 * unit:g}' {pen}/>"
+    return drawn
+
+
+def frames(item: Media, data: bytes, spans: Sequence[tuple[int, Object]]) -> str:
+    """Evenly spaced frames with their times, and a bar with the spans below."""
+    count = min(FRAMES, item.num_frames)
+    numbers = [number * item.num_frames // count for number in range(count)]
+    width = max(1, round(item.width * FRAME_HEIGHT / item.height))
+    pixels = video.decode_video(data, numbers, item.fps, width, FRAME_HEIGHT, where=item.origin)
+    strip = "".join(
+        f"<figure><img src='{data_uri(Image.fromarray(frame))}' alt='' width='{width}' height='{FRAME_HEIGHT}'>"
+        f"<figcaption>{number / item.fps:.2f} s</figcaption></figure>"
+        for number, frame in zip(numbers, pixels, strict=True)
+    )
+    bars = "".join(
+        f"<div class='bar' style='left:{_share(thing.at.start_s, item)}%;width:"
+        f"{_share(thing.at.end_s - thing.at.start_s, item)}%;background:{colour(number)}' "
+        f"title='{html.escape(thing.label, quote=True)}'>{number + 1}</div>"
+        for number, thing in spans
+        if isinstance(thing.at, Span)
+    )
+    return f"<div class='strip'>{strip}</div>" + (f"<div class='time'>{bars}</div>" if bars else "")
+
+
+def _share(seconds: float, item: Media) -> str:
+    return f"{min(100.0, 100 * seconds / item.duration_s):.2f}" if item.duration_s else "0"
