@@ -14,7 +14,7 @@ PORT ?= 5000
 # The environment is made again when what it is made from changes.
 STAMP := $(VENV)/.ready-$(shell cat pyproject.toml constraints.txt Makefile | sha256sum | cut -c1-12)$(TORCH_BACKEND)
 
-.PHONY: help setup run ui test verify check bench format generated refresh-schemas constraints clean
+.PHONY: help setup run families ui test verify check bench format generated refresh-schemas constraints clean
 
 help: ## what there is
 	@echo "make TARGET [NAME=value]"
@@ -44,6 +44,13 @@ $(STAMP):
 
 run: $(STAMP) ## the whole recipe on this machine: make run [RECIPE=tiny] [OUT=out/tiny]
 	$(BIN)/qwenvl run $(RECIPE) --out $(OUT)
+
+families: $(STAMP) ## the tiny recipe of every family through its stages, one after the other: make families [OUT=out]
+	@for recipe in trainer/recipes/tiny_*.yaml; do \
+	  name=$$(basename $$recipe .yaml); [ $$name = tiny_smoke ] && continue; \
+	  $(BIN)/qwenvl run $$name --out $(if $(filter out/tiny,$(OUT)),out,$(OUT))/$$name; \
+	done; \
+	$(BIN)/qwenvl run tiny --out $(if $(filter out/tiny,$(OUT)),out,$(OUT))/tiny
 
 ui: $(STAMP) ## MLflow's pages on a run of this machine: make ui [OUT=out/tiny] [PORT=5000]
 	@[ -f "$(OUT)/mlflow/mlflow.db" ] || { echo "no run in $(OUT) yet: make run, or name its folder with OUT="; exit 1; }

@@ -189,12 +189,12 @@ def read(
     deeper: tuple[Tensor, ...] = (),
     visual_index: Tensor | None = None,
 ) -> Tensor:
-    """[B, L, C] and int64[4, B, L] -> hidden states [B, L, C]; with `deeper` B is 1. The row that counts tokens is for
-    packs: not passed."""
+    """[B, L, C] and int64[4, B, L] -> hidden states [B, L, C]; `visual_index` are rows of [B * L]. The row that counts
+    tokens is for packs: not passed."""
     where = None
     if deeper:
         where = torch.zeros(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
-        where[0, visual_index] = True
+        where.view(-1)[visual_index] = True
     out = model.model.language_model(  # type: ignore[union-attr, operator]
         inputs_embeds=embeddings,
         position_ids=position_ids[1:],

@@ -1,0 +1,230 @@
+"""Each family: how exact packing, transformers and the export are, and how much faster packs train than padded batches.
+
+    FAMILY.loss_err, .grad_err_vision, .grad_err_merger, .grad_err_llm    packed against each sample alone
+    FAMILY.hf_logits_err, .export_logits_err                              raw files through transformers; our export
+    FAMILY.packed_speedup, .packed_speedup_sorted                         against padded batches in random order, and
+                                                                          sorted by length
+
+Speed: forward and backward of every sample of the reference mix once, pictures included, the same weights and the same
+head in all three. Padded batches go through transformers' own attention with its mask; the model is the family's tiny
+recipe's. The mix is packing.py's with lengths divided by SHRINK; a sample beyond a pack is cut there and here alike.
+"""
+
+from __future__ import annotations
+
+import io
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image as Pil
+from torch import Tensor, nn
+
+from tests.bench.packing import MIXTURE
+from tests.models import builders
+from tests.models.builders import Built
+from tests.models.test_export import export_errors
+from tests.models.test_packing import packing_errors
+from tests.models.test_whole_path import whole_path_errors
+from trainer.after.decode import normalised
+from trainer.data.batch import pack_batch
+from trainer.data.encode import Encoded, encode
+from trainer.data.layout import Fitted, Rules, fit_sample
+from trainer.data.media import digest_of
+from trainer.data.packing import pack_windows
+from trainer.data.sample import Image, Media, Message, Sample, Text
+from trainer.models.family import Family, load_family, parts_of
+from trainer.resolve import load_recipe, shipped
+from trainer.step.loss import as_head
+from trainer.step.packed import PackedModel, place
+
+SHRINK, LENGTH, BATCH = 8, 1024, 8
+PIXELS_PER_TOKEN = 28 * 28
+"""Of a family that sees a picture at its own resolution; what others make of it is theirs."""
+
+
+def figures(quick: bool) -> dict[str, float]:
+    torch.set_num_threads(1)
+    found: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        builders.prepare_sources(folder / "sources")
+        for family in ["qwen2_5_vl"] if quick else builders.names():
+            built = builders.build(family, folder / family, folder / "sources")
+            found |= {f"{family}.{key}": value for key, value in _family(built, quick).items()}
+    return found
+
+
+def _family(built: Built, quick: bool) -> dict[str, float]:
+    packing = packing_errors(built)
+    found = {"loss_err": packing["loss"]}
+    found |= {f"grad_err_{group}": packing[group] for group in ("vision", "merger", "llm")}
+    if built.hugging_face:
+        found["hf_logits_err"] = max(whole_path_errors(built)[0].values())
+    found["export_logits_err"] = max(export_errors(built).values())
+    return found | speedups(built, 16 if quick else 80, 1 if quick else 2)
+
+
+# ---------------------------------------------------------------- speed
+
+
+def speedups(built: Built, num_samples: int, rounds: int) -> dict[str, float]:
+    """Medians of ratios taken in turn: packed, random, sorted, packed, ..."""
+    family = timed_family(built)
+    rules = replace(built.rules, family=family, length=LENGTH, patch_budget=8 * LENGTH)
+    samples = list(reference_mix(rules, num_samples))
+    torch.manual_seed(1)
+    packed = PackedModel(
+        family.build(dtype=torch.float32, attn_implementation="segments"), parts_of(family), mean=family.image_mean,
+        std=family.image_std,
+    )  # fmt: skip
+    padded = family.build(dtype=torch.float32)
+    padded.load_state_dict(packed.model.state_dict())
+    as_head(parts_of(family).head_of(padded))
+    packs = [batch_of(family, rules, [samples[i] for i in members]) for members in in_packs(samples)]
+    order = np.random.default_rng(7).permutation(len(samples)).tolist()
+    by_length = sorted(order, key=lambda index: len(samples[index].ids))
+    padded_id = rules.tokenizer.id(family.markers.eos)
+
+    def in_batches(indices: Sequence[int]) -> Callable[[], float]:
+        rows = [[samples[i] for i in indices[at : at + BATCH]] for at in range(0, len(indices), BATCH)]
+        return lambda: sum(padded_loss(family, padded, row, padded_id) for row in rows)
+
+    ways: dict[str, Callable[[], float]] = {
+        "packed": lambda: sum(packed_loss(packed, batch) for batch in packs),
+        "random": in_batches(order),
+        "sorted": in_batches(by_length),
+    }
+    losses = {name: way() for name, way in ways.items()}  # warm, and the same work
+    assert max(losses.values()) - min(losses.values()) < 1e-4 * losses["packed"], losses
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            began = time.perf_counter()
+            way()
+            times[name].append(time.perf_counter() - began)
+    ratio = {
+        name: statistics.median(a / b for a, b in zip(times[name], times["packed"], strict=True))
+        for name in ("random", "sorted")
+    }
+    tokens = sum(len(sample.ids) for sample in samples)
+    return {
+        "packed_speedup": ratio["random"],
+        "packed_speedup_sorted": ratio["sorted"],
+        "packed_tokens_per_s": tokens / statistics.median(times["packed"]),
+        "fill": tokens / (len(packs) * LENGTH),
+        "padded_fill_random": tokens / padded_tokens(samples, order),
+        "padded_fill_sorted": tokens / padded_tokens(samples, by_length),
+    }
+
+
+def timed_family(built: Built) -> Family:
+    """The tiny recipe's model where there is one, with this tokenizer."""
+    recipes = {load_recipe(name).family: name for name in reversed(shipped()) if name.startswith("tiny")}
+    if built.name not in recipes:
+        return built.family
+    stated = load_recipe(recipes[built.name]).model.config
+    family = load_family(built.name, stated if isinstance(stated, dict) else {})
+    config = family.with_tokens(built.tokenizer.id)
+    family.text_config(config).setdefault("vocab_size", built.tokenizer.vocab_size)
+    return load_family(built.name, config)
+
+
+def reference_mix(rules: Rules, count: int) -> Iterator[Encoded]:
+    """Samples with the mix's lengths: a picture of noise for the visual share, words for the rest."""
+    rng = np.random.default_rng(1234)
+    kinds = rng.choice(len(MIXTURE), count, p=[share for share, *_ in MIXTURE])
+    for number, kind in enumerate(kinds):
+        _, median, sigma, visual = MIXTURE[kind]
+        tokens = min(rng.lognormal(np.log(median / SHRINK), sigma), LENGTH)
+        files = [a_picture(rng, tokens * visual)] if visual else []
+        words = " ".join(["picture"] * max(4, int(tokens * (1 - visual))))
+        media = tuple(media_of(data, side) for data, side in files)
+        parts = (*(Image(media=0) for _ in files), Text(text="What?"))
+        messages = (Message(role="user", parts=parts), Message(role="assistant", parts=(Text(text=words),)))
+        sample = Sample(id=str(number), source="mix", kind="instruction", messages=messages, media=media)
+        wide = replace(rules, pixels=rules.pixels.model_copy(update={"image_max": LENGTH * PIXELS_PER_TOKEN}))
+        fitted = fit_sample(sample, 0, wide)
+        if isinstance(fitted, Fitted):
+            yield encode(sample, fitted.layout, [data for data, _ in files], wide)
+
+
+def a_picture(rng: np.random.Generator, tokens: float) -> tuple[bytes, int]:
+    side = max(56, round((tokens * PIXELS_PER_TOKEN) ** 0.5))
+    sink = io.BytesIO()
+    small = Pil.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    small.resize((side, side)).save(sink, "PNG")
+    return sink.getvalue(), side
+
+
+def media_of(data: bytes, side: int) -> Media:
+    return Media(digest=digest_of(data), kind="image", suffix="png", size_bytes=len(data), width=side, height=side)
+
+
+def in_packs(samples: Sequence[Encoded]) -> list[list[int]]:
+    tokens = np.array([len(sample.ids) for sample in samples])
+    patches = np.array([len(sample.patches) for sample in samples])
+    windows = pack_windows(iter([np.arange(len(samples))]), tokens, patches, length=LENGTH, patch_budget=10**9)
+    return [list(map(int, pack)) for packs in windows for pack in packs]
+
+
+def padded_tokens(samples: Sequence[Encoded], order: Sequence[int]) -> int:
+    rows = [[len(samples[i].ids) for i in order[at : at + BATCH]] for at in range(0, len(order), BATCH)]
+    return sum(len(row) * max(row) for row in rows)
+
+
+def batch_of(family: Family, rules: Rules, samples: Sequence[Encoded]) -> Any:
+    return pack_batch(
+        samples, [""] * len(samples), length=LENGTH, pad_id=rules.tokenizer.id(family.markers.eos), pack=0,
+        patch_width=family.patch_width, grid_columns=family.grid_columns,
+    )  # fmt: skip
+
+
+def packed_loss(packed: PackedModel, batch: Any) -> float:
+    packed.zero_grad()
+    loss, _ = packed(place(batch, packed, "cpu"))
+    loss.backward()
+    return float(loss.detach())
+
+
+def padded_loss(family: Family, model: nn.Module, row: Sequence[Encoded], pad_id: int) -> float:
+    """One padded batch, padding on the right, through transformers' own attention."""
+    from transformers import DynamicCache
+
+    parts, width = parts_of(family), max(len(sample.ids) for sample in row)
+    model.zero_grad()
+    ids = torch.full((len(row), width), pad_id)
+    positions = torch.zeros(4, len(row), width, dtype=torch.int64)
+    mask = torch.zeros(len(row), width, dtype=torch.int64)
+    for number, sample in enumerate(row):
+        length = len(sample.ids)
+        ids[number, :length] = torch.from_numpy(sample.ids)
+        positions[:, number, :length] = torch.from_numpy(sample.position_ids)
+        mask[number, :length] = 1
+    embeddings = parts.embed_tokens(model, ids.flatten())
+    index, deeper = joined(row, "visual_index", width), ()
+    if len(index):
+        pixels = normalised(torch.from_numpy(np.concatenate([sample.patches for sample in row])), family)
+        grids = torch.from_numpy(np.concatenate([sample.grid_thw for sample in row]))
+        pictures, *rest = parts.see(model, pixels, grids)
+        embeddings, deeper = embeddings.index_copy(0, index, pictures), tuple(rest)
+    hidden = parts.read(
+        model, embeddings.view(len(row), width, -1), positions, mask=mask, cache=DynamicCache(), deeper=deeper,
+        visual_index=index if deeper else None,
+    )  # fmt: skip
+    rows, targets = joined(row, "label_rows", width), np.concatenate([sample.label_ids for sample in row])
+    loss = -parts.head_of(model)(hidden.flatten(0, 1)[rows], torch.from_numpy(targets)).sum()
+    loss.backward()
+    return float(loss.detach())
+
+
+def joined(row: Sequence[Encoded], field: str, width: int) -> Tensor:
+    """Rows of the flattened batch."""
+    parts = [getattr(sample, field) + number * width for number, sample in enumerate(row)]
+    return torch.from_numpy(np.concatenate(parts))
