@@ -215,7 +215,7 @@ def test_a_page_of_doclaynet_takes_its_text_from_the_cells_in_either_frame(tmp_p
     want = [
         ("h1", (100, 50, 920, 110), "A quite title"),
         ("p", (100, 200, 480, 260), "left also"),
-        ("li", (100, 280, 480, 300), "• entry"),
+        ("li", (100, 280, 480, 300), "entry"),
         ("image caption", (100, 400, 480, 600), ""),
         ("p", (520, 200, 920, 300), "right column below"),
         ("formula", (520, 400, 900, 450), ""),
@@ -356,8 +356,8 @@ def test_a_page_of_two_columns_is_read_in_order_with_headings_lists_and_tables(t
         ("h2", "Left heading"),
         ("p", "First paragraph on the left, which goes over more than one line of its column."),
         ("p", "Second paragraph on the left, which also needs some of the lines there."),
-        ("li", "• first entry"),
-        ("li", "• second entry that is long enough to go over a line"),
+        ("li", "first entry"),
+        ("li", "second entry that is long enough to go over a line"),
         ("p", "Third paragraph at the top of the right column, over two lines at least."),
         ("table", '<table><tr><td>Name</td><td>Red</td><td>Blue</td></tr><tr><td colspan="2">both</td><td>1</td></tr>'
                   '<tr><td rowspan="2">tall</td><td>2</td><td>3</td></tr><tr><td>4</td><td>5</td></tr></table>'),

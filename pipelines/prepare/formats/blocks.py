@@ -14,6 +14,14 @@ Box = tuple[float, float, float, float]
 """Left, top, right, bottom in pixels of the page's picture."""
 
 
+BULLETS = "•◦▪‣·●○■□"
+
+
+def unmarked(content: str) -> str:
+    """The text of a list's entry without the bullet, which <li> stands for. Numbers and letters stay: they say more."""
+    return content[1:].lstrip() if content[:1] in BULLETS and content[1:].strip() else content
+
+
 @dataclass(frozen=True)
 class Block:
     role: str

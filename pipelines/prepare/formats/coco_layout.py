@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pipelines.prepare.formats.blocks import Block, Box, page_messages, reading_order
+from pipelines.prepare.formats.blocks import Block, Box, page_messages, reading_order, unmarked
 from pipelines.prepare.formats.layout import ROLES
 from pipelines.prepare.formats.peek import Peek
 from pipelines.prepare.formats.rows import (
@@ -79,7 +79,7 @@ def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
                 raise BadRow(
                     "no-text", f"text of the {role} at {[round(v) for v in box]}", "none in its cells or `text`"
                 )
-            blocks.append(Block(role, box, content))
+            blocks.append(Block(role, box, unmarked(content) if role == "li" else content))
         order = reading_order([block.box for block in blocks], gap=GAP * size[0])
         messages = page_messages([[blocks[at] for at in order]], source.rendering)
         return Draft(where, str(image["id"]), messages, [MediaRef(uri, "image")], meta={"stated_size": list(size)})

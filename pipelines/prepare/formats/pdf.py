@@ -3,9 +3,9 @@
 
 Told, and by what: lines from characters on one base line; reading order by XY-cut (columns included); paragraphs
 from the distance of lines and the indent of the first; headings are lines larger than the document's running text, the
-largest size h1; li by its mark; a table where rules close a grid of cells (merged cells are spans); an image object is
-a picture without words. Not told, since the file does not say it: tables without rules down (their text is read as
-paragraphs), formulas, captions, headings in the size of the text.
+largest size h1; li by its mark, a bullet left out; a table where rules close a grid of cells (merged cells are spans);
+an image object is a picture without words. Not told, since the file does not say it: tables without rules down (their
+text is read as paragraphs), formulas, captions, headings in the size of the text.
 
 Bad rows: no PDF or one with a password (bad-pdf), a page without text (no-text-layer: scans need hOCR), one whose font
 does not say what its glyphs mean (no-unicode), and pages mostly right to left (right-to-left: pdfium's order of their
@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from pipelines.prepare import pdf_pages
-from pipelines.prepare.formats.blocks import Block, page_messages, reading_order
+from pipelines.prepare.formats.blocks import Block, page_messages, reading_order, unmarked
 from pipelines.prepare.formats.pdf_text import Line, Page, page_of
 from pipelines.prepare.formats.peek import Peek
 from pipelines.prepare.formats.rows import Bad, BadRow, Draft, MediaRef, Row, guarded
@@ -157,5 +157,5 @@ def _block(run: Sequence[Line], levels: dict[float, str]) -> Block:
     lefts, tops, rights, bottoms = zip(*(line.box for line in run), strict=True)
     role = levels.get(run[0].size, "p") if len(text) <= HEADING_CHARS else "p"
     if role == "p" and _MARK.match(text):
-        role = "li"
+        role, text = "li", unmarked(text)
     return Block(role, (min(lefts), min(tops), max(rights), max(bottoms)), text)
