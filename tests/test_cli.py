@@ -53,7 +53,7 @@ def test_every_command_has_help(noun: str, capsys: pytest.CaptureFixture[str]) -
         (
             ["recipe", "check", "tiny", "--set", "prepare.sources.preferences.format=llava"],
             2,
-            "have the format preference",
+            "have the kind preference",
         ),
         (
             ["recipe", "check", "tiny", "--set", "prepare.sources.text.path=corpus://txt.jsonl"],
