@@ -37,6 +37,7 @@ def problems_before_data(recipe: Recipe) -> list[tuple[str, str]]:
     Imports here: 0.2 s that later steps, which read the stored recipe, save.
     """
     from pipelines.prepare.formats import problems_of_sources
+    from trainer.models.cautions import stated_family
     from trainer.models.family import FAMILIES, class_of
 
     problems = problems_of_sources(recipe.prepare.sources)
@@ -48,6 +49,11 @@ def problems_before_data(recipe: Recipe) -> list[tuple[str, str]]:
     if isinstance(config, dict) and config.get("model_type") != model_type:
         expected, got = f"{model_type}, that of family {recipe.family}", config.get("model_type")
         problems.append(("model.config.model_type", f"expected {expected}, got {got!r}"))
+    elif recipe.family in FAMILIES:
+        try:
+            stated_family(recipe)
+        except RecipeError as error:
+            problems += error.problems
     for name in recipe.evaluate.sources:
         if recipe.prepare.sources[name].held_out is None:
             problems.append((f"evaluate.sources.{name}", f"prepare.sources.{name} has no held_out data to measure on"))
