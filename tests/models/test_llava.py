@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from tests.data.builders import a_sample, a_video, an_image, says, some_rules
 from tests.models.configs import llava, llava_next
 from trainer.after.scores import parse_boxes, parse_points
+from trainer.before.init import import_warnings
 from trainer.data.chat import MistralInstruct, Vicuna
 from trainer.data.coordinates import Convention
 from trainer.data.encode import encode
@@ -195,10 +196,13 @@ def test_pixels_are_those_of_the_exported_processor(size: tuple[int, int]) -> No
         assert np.abs(ours - crops["pixel_values"]).max() > 0.1
 
 
-def test_a_processor_that_crops_is_told_as_a_warning() -> None:
+def test_a_processor_that_crops_is_told_as_a_warning(tmp_path: Path) -> None:
     family = load_family("llava", llava.config())
     (told,) = family.import_warnings({"image_processor_type": "CLIPImageProcessor", "do_center_crop": True})
     assert "crops" in told and "do_pad" in told
+    assert import_warnings(family, str(tmp_path)) == []
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"do_center_crop": True}))
+    assert import_warnings(family, str(tmp_path)) == [told]
     assert family.import_warnings(json.loads(family.processor_files(PIXELS)["preprocessor_config.json"])) == []
 
 

@@ -63,14 +63,16 @@ CHAT_TEMPLATES = {
 
 
 class Tiles:
-    """Half of a family: it needs the pictures' side (image_grid, image_patches, visual_tokens, grid_row)."""
+    """Half of a family: it needs the pictures' side (image_grid, image_patches, visual_tokens, grid_row) and
+    image_settings."""
 
     name: ClassVar[str]
     model_type: ClassVar[str]
     processor_class: ClassVar[str]
     templates: ClassVar[Mapping[str, ChatTemplate]]
     """By the language model's type."""
-    image_grid: Callable[..., Grid]
+    image_settings: Callable[[], dict[str, Any]]
+    """preprocessor_config.json."""
     special_tokens = ("<s>", "</s>", "<image>")
     plain_tokens = ()
     markers = Markers(eos="</s>", turn_end="</s>", image_pad="<image>", video_pad="<image>", bos="<s>")
@@ -251,10 +253,6 @@ class Tiles:
             "size": {"shortest_edge": self.tile},
             **more,
         }
-
-    def image_settings(self) -> dict[str, Any]:
-        """preprocessor_config.json."""
-        raise NotImplementedError
 
     def processor_files(self, pixels: Pixels) -> dict[str, str]:
         """Files that Hugging Face's processor needs beside the tokenizer: name -> content. Budgets in pixels say
