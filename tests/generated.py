@@ -1,7 +1,8 @@
 """Files that are made from code and committed: `python -m tests.generated --check | --write`.
 
 Resolved dumps of the shipped recipes (an accidental change of a default shows in review as one line), the recipe's JSON
-Schema, the compiled pipeline, the recipes inside the chart and the rendered manifests.
+Schema, the compiled pipeline, the recipes inside the chart, the rendered manifests and the table of what the families'
+rules measured.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from pathlib import Path
 
 from pipelines.full_recipe import compile_to
 from tests.k8s.golden import manifests
+from tests.models.table import with_table
 from trainer.resolve import json_schema, load_recipe, resolved, shipped
 
 ROOT = Path(__file__).parents[1]
+README = "trainer/models/README.md"
 
 
 def as_json(value: object) -> str:
@@ -30,6 +33,7 @@ def wanted() -> Iterator[tuple[str, str]]:
     for name in shipped():
         yield f"tests/golden/recipes/{name}.json", as_json(resolved(load_recipe(name)))
     yield "trainer/recipe.schema.json", as_json(json_schema())
+    yield README, with_table((ROOT / README).read_text(encoding="utf-8"))
     yield from manifests()
     yield "pipelines/full_recipe.yaml", compiled_pipeline()
 
