@@ -338,7 +338,32 @@ def _funnel(facts: Facts) -> str:
             kind, licence = (source.kind, source.licence) if source else ("-", "-")
             cells = (name, kind, split.replace("_", " "), licence)
             rows.append([*map(escape, cells), _number(found["read"]), _number(found["kept"]), escape(bad)])
-    return _table(("source", "kind", "split", "licence", "read", "kept", "refused"), rows, numbers=4) if rows else ""
+    table = _table(("source", "kind", "split", "licence", "read", "kept", "refused"), rows, numbers=4) if rows else ""
+    return table + _curated(facts)
+
+
+def _curated(facts: Facts) -> str:
+    """What each filter of curation dropped, in the order in which they look, with examples."""
+    parts = ""
+    for name, splits in sorted(facts.funnel.items()):
+        found = splits.get("train", {}).get("curated")
+        if found is None:
+            continue
+        left, rows = found["read"], []
+        for reason, count in found["dropped"].items():
+            left -= count
+            shown = [
+                f"{escape(str(one['id']))} <span class='quiet'>{escape(str(one['value']))}</span>"
+                for one in found["examples"].get(reason, [])
+            ]
+            limit = next((one["threshold"] for one in found["examples"].get(reason, [])), "")
+            rows.append([escape(reason), escape(limit), _number(count), _number(left), ", ".join(shown)])
+        kept = ", ".join(escape(one) for one in found.get("kept_examples", []))
+        judge = ", ".join(f"{count} {what}" for what, count in found.get("judge", {}).items())
+        told = f"Kept {found['kept']:,} of {found['read']:,}: {kept}" + (f". Judge: {judge}" if judge else "")
+        parts += f"<h3>{escape(name)}, curated</h3>" + _table(("filter", "stays", "dropped", "left", "examples"), rows)
+        parts += f"<p class='quiet'>{told}</p>"
+    return parts
 
 
 def _times(facts: Facts) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
+from PIL import Image, ImageFilter
 from scipy.fft import dctn
 
 from pipelines.prepare.curate.text_signature import band_keys
@@ -25,6 +25,10 @@ AREAS = 8
 CUT = 0.15
 STEPS = (SIDE / 32, SIDE / 64, SIDE / 128, SIDE / 256)
 TURNS = 6
+SOFT = 0.7
+"""Pixels of the thumbnail by which it is blurred: fine texture does not survive a crop."""
+LEAST = 0.3
+"""Of a picture's deviation: what an area without texture may differ by."""
 FLAT = 4.0
 """Grey levels added to the deviation, so that noise of a flat picture is not blown up."""
 _BITS_OF_BAND = np.stack(
@@ -72,12 +76,21 @@ def bands_of(hashes: np.ndarray) -> np.ndarray:
 
 
 def difference(left: bytes, right: bytes) -> float:
-    """Mean difference of the worst of 8 x 8 areas after alignment, in standard deviations of the picture. 0: the same;
-    another object in the same scene is above 0.5 in most cases, a crop of 2 % below (README)."""
-    one, other = (Image.frombytes("L", (SIDE, SIDE), data) for data in (left, right))
-    found = min(_aligned(one, other), _aligned(other, one), key=lambda error: float(error.mean()))
+    """Mean difference of the worst of 8 x 8 areas after alignment, over what varies in that area; 0: the same. Texture
+    (gravel, grass) differs everywhere when it is cut, another object where there was little (README)."""
+    soft = ImageFilter.GaussianBlur(SOFT)
+    one, other = (Image.frombytes("L", (SIDE, SIDE), data).filter(soft) for data in (left, right))
+    tried = [(_aligned(image, target), target) for image, target in ((one, other), (other, one))]
+    error, target = min(tried, key=lambda pair: float(pair[0].mean()))
+    values = _normal(target)
+    varies = np.sqrt(np.maximum(_areas(values * values) - _areas(values) ** 2, 0))
+    return float((_areas(error) / (LEAST + varies)).max())
+
+
+def _areas(values: np.ndarray) -> np.ndarray:
+    """float32[8, 8]: means."""
     side = SIDE // AREAS
-    return float(found.reshape(AREAS, side, AREAS, side).mean((1, 3)).max())
+    return values.reshape(AREAS, side, AREAS, side).mean((1, 3))
 
 
 def _normal(image: Image.Image) -> np.ndarray:

@@ -19,10 +19,14 @@ from trainer.recipe import Recipe
 from trainer.resolve import load_recipe
 
 WORDS = (
-    "river mountain teacher window garden engine market winter school letter bridge forest doctor island kitchen "
-    "morning village picture history science music summer coffee family friend number animal country station table"
-).split()  # noqa: SIM905
-LINKS = "the of and that have with near before after behind under without beside from into through above".split()  # noqa: SIM905
+    "river", "mountain", "teacher", "window", "garden", "engine", "market", "winter", "school", "letter",
+    "bridge", "forest", "doctor", "island", "kitchen", "morning", "village", "picture", "history", "science",
+    "music", "summer", "coffee", "family", "friend", "number", "animal", "country", "station", "table",
+)  # fmt: skip
+LINKS = (
+    "the", "of", "and", "that", "have", "with", "near", "before", "after", "behind",
+    "under", "without", "beside", "from", "into", "through", "above",
+)  # fmt: skip
 
 
 def prose(seed: int, num_words: int = 120) -> str:
