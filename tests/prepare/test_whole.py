@@ -13,7 +13,7 @@ from pipelines.prepare.corpus.sources import photos
 from pipelines.prepare.describe import describe
 from pipelines.prepare.formats.rows import MediaRef
 from pipelines.prepare.whole import is_whole
-from trainer.data.media import ORIENTATION, image_header
+from trainer.data.media import ORIENTATION, image_header, upright
 from trainer.errors import MediaError
 
 
@@ -113,3 +113,20 @@ def test_a_png_that_is_turned_says_so_wherever_its_chunk_stands():
     late = (len(chunk) - 4).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
     files[2] = files[2][:-12] + late + files[2][-12:]  # after the pixels
     assert [(header.width, header.height) for header in map(image_header, files)] == [(40, 60)] * 3
+
+
+@pytest.mark.parametrize("name", ["baseline", "progressive", "png"])
+def test_no_planted_damage_is_seen_by_decoding_alone(name: str):
+    """A flipped bit, 512 bytes of zeros: whatever a decoder refuses, the structure is suspected of."""
+    data, draw, refused = FILES[name], random.Random(2), 0
+    for number in range(40):
+        at = draw.randrange(400, len(data) - 2)
+        flipped = data[:at] + bytes([data[at] ^ (1 << draw.randrange(8))]) + data[at + 1 :]
+        zeroed = data[:at] + bytes(min(512, len(data) - at)) + data[at + 512 :]
+        damaged = flipped if number % 2 else zeroed
+        try:
+            upright(damaged)
+        except MediaError:
+            refused += 1
+            assert is_whole(damaged) is False, at
+    assert refused, "negative control: some of the damage is seen by a decoder"
