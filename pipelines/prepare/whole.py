@@ -4,8 +4,8 @@
     JPEG   every segment and scan is there, to the end-of-image marker; an embedded thumbnail's end does not count
     WebP   as many bytes as its header says
 
-True means: not truncated, and a PNG not altered. What only a decoder sees (a scan with wrong bits, too few rows in
-intact chunks) is not seen; a JPEG decoder mostly stays silent there, too (README.md, Decisions).
+True means: not truncated, and a PNG not altered. What only a decoder sees (flipped bits in a JPEG's tables, too few
+rows in intact chunks) is not seen; of wrong bits in scans a decoder mostly says nothing either (README.md, Decisions).
 """
 
 from __future__ import annotations
