@@ -13,9 +13,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
-from trainer import curation
+from trainer import curation, grounding
 from trainer.curation import Curate
 from trainer.fields import Strict, execution, note, result
+from trainer.grounding import Grounding
 
 STAGES = ("stage1", "stage2", "stage3", "sft", "dpo")
 GROUPS = ("vision", "merger", "llm")
@@ -107,6 +108,8 @@ class Source(Strict):
     licence: str = note("not stated")
     curate: Curate | None = result(None)
     """Cleaning, scoring, deduplication and decontamination of the training part (trainer/curation.py)."""
+    grounding: Grounding | None = result(None)
+    """With the format grounding: what is made from the samples of another source (trainer/grounding.py)."""
 
 
 class Prepare(Strict):
@@ -393,6 +396,7 @@ class Recipe(Strict):
             {name: source.curate for name, source in sources.items()},
             {name: source.held_out is not None for name, source in sources.items()},
         )
+        problems += grounding.problems_of(sources)
         if problems:
             raise ValueError("\n".join(problems))
         return self

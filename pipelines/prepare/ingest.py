@@ -36,7 +36,7 @@ from trainer.errors import DataError
 from trainer.recipe import Prepare, Recipe, Source
 from trainer.resolve import digest
 
-VERSION = 2
+VERSION = 3
 """Raised when the same rows give other samples than before: sources are made again."""
 BLOCK_ROWS = 256
 SHOWN = 5
@@ -76,10 +76,15 @@ def prepare_data(recipe: Recipe, out: str) -> None:
     engine: list[Engine] = []
     for name, source in recipe.prepare.sources.items():
         funnel[name] = {}
-        for split, path in splits_of(source):
+        for split, path in splits_of(source) if source.grounding is None else ():
             funnel[name][split] = ingest(recipe, out, name, source, split, path, engine)
     for name, curated in curate(recipe, out).items():
         funnel[name]["train"] = {**funnel[name]["train"], "curated": curated}
+    for name, source in recipe.prepare.sources.items():
+        if source.grounding is not None:
+            from pipelines.prepare.grounding.made import make
+
+            funnel[name] = make(recipe, out, name, engine)
     storage.write_json(storage.join(out, "data", "funnel.json"), funnel)
     prepare_tokenizer(recipe, out)
 
@@ -278,7 +283,7 @@ def input_key(
         {
             "version": VERSION,
             "source": source.model_dump(
-                mode="json", exclude={"licence", "path", "held_out", "media", "rendering", "curate"}
+                mode="json", exclude={"licence", "path", "held_out", "media", "rendering", "curate", "grounding"}
             ),
             "document": source.rendering == "document",
             "shard_bytes": prepare.shard_bytes,

@@ -17,6 +17,7 @@ import pytest
 from pipelines.prepare import embedded
 from pipelines.prepare.formats import reader
 from pipelines.prepare.formats.rows import Bad, Draft
+from pipelines.prepare.grounding.phrases import NONE, REFER, pick
 from pipelines.prepare.ingest import prepare_data, source_uri
 from tests.prepare.builders import a_clip, a_picture, a_recipe, a_source, write_lines
 from tests.prepare.through import Made, made, trained
@@ -317,7 +318,7 @@ def test_points_in_percent_in_pixels_and_none(folder: Path):
     assert said(sample)[1][1] == [(0, "any", [("dog", (10.5, 150))])]
     assert sample.key is not None and sample.key.value == [10.5, 150]
     sample, _ = good(one("points", folder, {**row, "points": [], "count": 0}, "grounding"))
-    assert said(sample)[1] == ("assistant", ["There is none."])
+    assert said(sample)[1][1][0] in NONE and sample.meta["absent"] == ["dog"]
 
 
 MMC4 = {
@@ -381,7 +382,7 @@ def test_refcoco_one_sample_an_expression(folder: Path):
     assert [sample.id for sample, _ in found] == ["3-0", "3-1"]
     sample, files = found[0]
     assert said(sample) == [
-        ("user", [("image", 0), "Locate left cup."]),
+        ("user", [("image", 0), pick(REFER, "refcoco", "3-0").format("left cup")]),
         ("assistant", [(0, "json", [("left cup", (6, 8, 26, 18))])]),
     ]
     assert sample.key is not None and sample.key.value == [6, 8, 26, 18]

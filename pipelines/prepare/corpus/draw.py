@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from pipelines.prepare.corpus.sources import Icon, Photo
+from trainer.data.masks import run_lengths
 
 COLOURS = {
     "red": (225, 25, 30),
@@ -84,15 +85,6 @@ def paste(
         full[top : top + height, left : left + width] = np.asarray(mask) > 127
         rle = run_lengths(full)
     return Placed(icon.name, colour, (left, top, left + width, top + height), rle)
-
-
-def run_lengths(mask: np.ndarray) -> tuple[int, ...]:
-    """COCO's uncompressed run lengths: column-major, the first run counts zeros. bool[H, W] -> counts."""
-    flat = mask.T.reshape(-1)
-    changes = np.flatnonzero(np.diff(flat)) + 1
-    edges = np.concatenate([[0], changes, [flat.size]])
-    counts = np.diff(edges).tolist()
-    return tuple([0, *counts] if flat[0] else counts)
 
 
 def jpeg(picture: Image.Image) -> bytes:

@@ -1,5 +1,10 @@
 """COCO detection: one object of images, annotations and categories. One sample an image: the question names what is in
-it, the answer is every object with its box, and its mask where there is one. Crowd regions are left out."""
+it, the answer is every object with its box, and its mask where there is one (polygons, plain or compressed run
+lengths).
+
+Crowd regions are left out; their category then counts as incomplete in that picture, as do those of LVIS'
+not_exhaustive_category_ids; those of its neg_category_ids are known to be absent (grounding/annotated.py).
+"""
 
 from __future__ import annotations
 
@@ -19,10 +24,10 @@ from pipelines.prepare.formats.rows import (
     resolve,
     text,
 )
+from pipelines.prepare.grounding.phrases import DETECT, pick
 from trainer.recipe import Source
 
 KIND, RENDERING = "grounding", "chat"
-QUESTION = "Locate every object: {0}."
 
 
 def looks(peek: Peek) -> str | None:
@@ -34,8 +39,11 @@ def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
     found = json_document(path)
     names = {category["id"]: str(category["name"]) for category in found.get("categories", [])}
     of_image: dict[object, list[dict]] = defaultdict(list)
+    crowds: dict[object, set] = defaultdict(set)
     for annotation in found.get("annotations", []):
-        if not annotation.get("iscrowd"):
+        if annotation.get("iscrowd"):
+            crowds[annotation.get("image_id")].add(annotation.get("category_id"))
+        else:
             of_image[annotation.get("image_id")].append(annotation)
 
     def one(image: dict, where: str) -> Draft:
@@ -45,14 +53,24 @@ def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
         objects = [object_of(annotation, names) for annotation in listed]
         media = [MediaRef(resolve(media_root, field_of(image, "file_name")), "image")]
         labels = ", ".join(sorted({item["label"] for item in objects}))
-        question = message("user", {"part": "image", "media": 0}, text(QUESTION.format(labels)))
+        asked = pick(DETECT, "coco", str(image["id"])).format(labels)
+        question = message("user", {"part": "image", "media": 0}, text(asked))
         answer = message("assistant", {"part": "objects", "media": 0, "objects": objects, "form": "json"})
         key = {"task": "box", "value": objects[0]["at"]["xyxy"]} if len(objects) == 1 else None
         meta = {"stated_size": [image["width"], image["height"]]} if "width" in image and "height" in image else {}
-        return Draft(where, str(image["id"]), [question, answer], media, key=key, meta=meta)
+        notes = _known(image, crowds[image["id"]], names)
+        return Draft(where, str(image["id"]), [question, answer], media, key=key, meta=meta, notes=notes)
 
     for number, image in enumerate(found.get("images", [])):
         yield guarded(f"{path}, images[{number}]", one, image)
+
+
+def _known(image: dict, crowds: set, names: dict) -> dict:
+    """What is known about labels besides the objects: {incomplete, absent}, each where there are any."""
+    partly = {*crowds, *(image.get("not_exhaustive_category_ids") or ())}
+    listed = {"incomplete": partly, "absent": set(image.get("neg_category_ids") or ())}
+    found = {what: sorted(names[category] for category in ids if category in names) for what, ids in listed.items()}
+    return {what: labels for what, labels in found.items() if labels}
 
 
 def object_of(annotation: dict, names: dict) -> dict:
@@ -66,8 +84,23 @@ def object_of(annotation: dict, names: dict) -> dict:
     box = [left, top, left + width, top + height]
     at: dict = {"shape": "box", "xyxy": box}
     segmentation = annotation.get("segmentation")
-    if isinstance(segmentation, dict) and isinstance(segmentation.get("counts"), list):
-        at = {"shape": "mask", "xyxy": box, "rle": segmentation["counts"]}
+    if isinstance(segmentation, dict):
+        at = {"shape": "mask", "xyxy": box, "rle": _run_lengths(segmentation)}
     elif isinstance(segmentation, list) and segmentation:
         at = {"shape": "mask", "xyxy": box, "polygons": segmentation}
     return {"label": names[category], "at": at}
+
+
+def _run_lengths(segmentation: dict) -> list[int]:
+    """Run lengths as they are, or decompressed. Raises BadRow."""
+    counts, size = field_of(segmentation, "counts"), segmentation.get("size")
+    if isinstance(counts, list):
+        return counts
+    from pipelines.prepare.grounding.masks import decompressed  # not before it is needed: it imports much
+
+    if not isinstance(size, list) or len(size) != 2 or not isinstance(counts, str):
+        raise BadRow("wrong-form", "segmentation: {size: [height, width], counts}", segmentation)
+    try:
+        return list(decompressed(counts, size))
+    except ValueError as error:
+        raise BadRow("bad-mask", "compressed run lengths of the stated size", error) from None

@@ -136,7 +136,7 @@ def _pair(entry: dict, messages: list[dict], things: _Objects, num_media: int) -
     """(chosen, rejected) of a row that has a rejected answer; else nothing."""
     refused = entry.get("rejected_response")
     if refused is None and entry.get("rejected_messages"):
-        refused = field_of(entry["rejected_messages"][-1], "content")
+        refused = _last_of(entry["rejected_messages"], _listed(entry))
     if refused is None:
         return [], []
     if not isinstance(refused, str) or not refused.strip():
@@ -147,6 +147,21 @@ def _pair(entry: dict, messages: list[dict], things: _Objects, num_media: int) -
     if rejected == messages[-1:]:
         raise BadRow("equal-answers", "two different answers", "the same one twice")
     return messages[-1:], rejected
+
+
+def _last_of(refused: list[dict], listed: list[dict]) -> object:
+    """The answer of a rejected conversation, which is the chosen one but for its last turn."""
+    spoken = [item for item in refused if item.get("role") != "system"]
+    asked = [item for item in listed if item.get("role") != "system"][:-1]
+    if [_words(item) for item in spoken[:-1]] not in ([], [_words(item) for item in asked]):
+        raise BadRow(
+            "unequal-prompts", "rejected_messages that differ in the last message alone", f"{len(refused)} messages"
+        )
+    return field_of(refused[-1], "content")
+
+
+def _words(item: dict) -> tuple[object, object]:
+    return item.get("role"), item.get("content")
 
 
 class _Objects:

@@ -24,11 +24,10 @@ from pipelines.prepare.formats.rows import (
     text,
     units_of,
 )
+from pipelines.prepare.grounding.phrases import NONE, POINT, pick
 from trainer.recipe import Source
 
 KIND, RENDERING = "grounding", "chat"
-QUESTION = "Point to {0}."
-NONE = "There is none."
 
 
 def looks(peek: Peek) -> str | None:
@@ -52,16 +51,19 @@ def draft(entry: dict, where: str, media_root: str, source: Source) -> Draft:
     image = field_of(entry, "image", "image_path", "images", "image_url")
     image = image[0] if isinstance(image, list) else image
     media = [MediaRef(resolve(media_root, image), "image")]
-    question = message("user", {"part": "image", "media": 0}, text(QUESTION.format(label)))
-    answer = {"part": "objects", "media": 0, "objects": objects, "form": "any"} if objects else text(NONE)
+    identity = identity_of(entry, where)
+    question = message("user", {"part": "image", "media": 0}, text(pick(POINT, "points", identity).format(label)))
+    answer = {"part": "objects", "media": 0, "objects": objects, "form": "any"}
+    answer = answer if objects else text(pick(NONE, "points", identity))
     key = {"task": "point", "value": objects[0]["at"]["xy"]} if len(objects) == 1 else None
     return Draft(
         where,
-        identity_of(entry, where),
+        identity,
         [question, message("assistant", answer)],
         media,
         key=key,
         units="thousand" if percent else units_of(entry),
+        notes={} if objects else {"absent": [label]},
     )
 
 

@@ -2,13 +2,16 @@
 LLaMA-Factory ranking   {"conversations": [...], "chosen": {"from", "value"}, "rejected": {...}, "images": [...]}
 TRL                     {"prompt": [messages] | text, "chosen": [message] | text, "rejected": ..., "images": [...]}
                         without `prompt` it is what the conversations `chosen` and `rejected` have in common at their
-                        beginning; {"type": "image"} in a message is the next of `images`
+                        beginning; with it, answers that begin by repeating it (UltraFeedback) are read without that;
+                        {"type": "image"} in a message is the next of `images`
+An answer is one message of the assistant: a longer continuation is refused, as nothing says which turn is preferred.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import takewhile
+from typing import Any
 
 from pipelines.prepare.formats.llava import media_of, turns
 from pipelines.prepare.formats.openai import conversation_message
@@ -78,7 +81,14 @@ def _asked(entry: dict, given: dict) -> tuple[list[dict], dict]:
     asked = [{"role": "user", "content": value}] if isinstance(value, str) else value
     if not isinstance(asked, list) or not asked:
         raise BadRow("wrong-form", "text or a list of messages", type(asked).__name__)
-    return asked, given
+    return asked, {name: _without(asked, answer) for name, answer in given.items()}
+
+
+def _without(asked: list[dict], answer: Any) -> Any:
+    """An answer that is a conversation, without the prompt where it begins with that."""
+    if isinstance(answer, list) and len(answer) > len(asked) and answer[: len(asked)] == asked:
+        return answer[len(asked) :]
+    return answer
 
 
 def _answer(value: object, media: list[MediaRef]) -> list[dict]:

@@ -26,12 +26,12 @@ from pipelines.prepare.formats.rows import (
     resolve,
     text,
 )
+from pipelines.prepare.grounding.phrases import REFER, pick
 from trainer import storage
 from trainer.errors import DataError
 from trainer.recipe import Source
 
 KIND, RENDERING = "grounding", "chat"
-QUESTION = "Locate {0}."
 INSTANCES = "instances.json"
 CONVERT = (
     "convert it where you trust it, one file a split: python -c \"import json, pickle; refs = pickle.load(open('{0}', "
@@ -100,14 +100,16 @@ def _draft(entry: dict, where: str, root: str, images: dict, annotations: dict, 
     if not said:
         raise BadRow("empty-text", "an expression", repr(said))
     found = {**object_of(annotation, names), "label": said}
-    question = message("user", {"part": "image", "media": 0}, text(QUESTION.format(said)))
+    identity = f"{field_of(entry, 'ref_id')}-{field_of(sentence, 'sent_id')}"
+    question = message("user", {"part": "image", "media": 0}, text(pick(REFER, "refcoco", identity).format(said)))
     answer = message("assistant", {"part": "objects", "media": 0, "objects": [found], "form": "json"})
     meta = {"stated_size": [image["width"], image["height"]]} if "width" in image and "height" in image else {}
     return Draft(
         where,
-        f"{field_of(entry, 'ref_id')}-{field_of(sentence, 'sent_id')}",
+        identity,
         [question, answer],
         [MediaRef(resolve(root, field_of(image, "file_name")), "image")],
         key={"task": "box", "value": found["at"]["xyxy"]},
         meta=meta,
+        notes={"labels": "expressions"},
     )

@@ -1,0 +1,192 @@
+"""What a recipe can say about grounding data that is made from other sources: `prepare.sources.NAME.grounding`, of a
+source whose `format` is grounding and whose `path` is source://OTHER, a source that stands before it.
+
+    asked:  {format: grounding, path: "source://coco", kind: grounding, rendering: chat, grounding: {questions: {...}}}
+    pasted: {format: grounding, path: "source://coco", kind: grounding, rendering: chat, grounding: {copy_paste: {...}}}
+    found:  {format: grounding, path: "source://photos", ..., grounding: {labels: {record: URI}}}
+
+What is made are ordinary samples in shards; where each came from stands in its meta. Copies are pasted from training
+samples onto training samples alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from trainer.fields import Strict, execution, result
+
+FORMAT = "grounding"
+SCHEME = "source://"
+Share = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(gt=0)]
+Task = Literal["detect", "refer", "point", "count", "none"]
+Form = Literal["any", "json", "xml", "plain"]
+Complete = Literal["vocabulary", "picture", "nothing"]
+TASKS: dict[Task, float] = {"detect": 2, "refer": 2, "point": 1, "count": 1, "none": 1}
+
+
+class Questions(Strict):
+    """Questions about annotated pictures, in several wordings."""
+
+    complete: Complete = result()
+    """What the annotations promise. vocabulary: every object of every label of the source, in every picture (COCO);
+    picture: of the labels that a picture has, and absent are those that its `absent` lists (LVIS); nothing: no more
+    than what is written, so only referring expressions and their points are asked."""
+    tasks: dict[Task, Weight] = result(default_factory=lambda: dict(TASKS))
+    """How often each is asked. detect: every object of the labels named; refer: the one object that is meant; none: of
+    a label that is not there."""
+    per_picture: int = result(2, ge=1, le=5)
+    """Different tasks asked of one sample, at most."""
+    max_labels: int = result(8, ge=1)
+    """Labels named in one question, at most."""
+    distractors: int = result(2, ge=0)
+    """Of these, labels that are not there, at most."""
+    max_objects: int = result(40, ge=1)
+    """Objects in one answer; a question with more is not asked."""
+    forms: dict[Form, Weight] = result(default_factory=lambda: {"any": 1.0}, min_length=1)
+    """How places are written. any: the family's own way, the variant's choice where it has several; json, xml (points
+    only) and plain (just the numbers of one object) are told in the question."""
+
+    @model_validator(mode="after")
+    def _askable(self) -> Questions:
+        if not self.tasks:
+            raise ValueError("tasks: name at least one")
+        if self.complete == "nothing" and (wrong := set(self.tasks) - {"refer", "point"}):
+            raise ValueError(f"tasks: {', '.join(sorted(wrong))} cannot be answered where complete is nothing")
+        return self
+
+
+class CopyPaste(Strict):
+    """Objects cut out by their masks and pasted into other pictures (Ghiasi et al. 2021, arXiv 2012.07177: without
+    blending; ours: the size that an object had in its own picture, jittered)."""
+
+    samples: int = result(ge=1)
+    """Pictures to make."""
+    complete: Literal["vocabulary", "picture"] = result()
+    """As for questions: an object goes only where its label is known to be annotated, or to be absent."""
+    onto: str | None = result(None)
+    """Source of the pictures that are pasted onto; default: the one that the objects are from."""
+    objects: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = result((1, 3))
+    """Objects pasted into one picture: least and most."""
+    scale: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = result((0.5, 1.5))
+    """Least and most by which the share of its picture that an object's side took is multiplied."""
+    max_enlarge: float = result(1.5, gt=0)
+    """Pixels are never enlarged more than this: it would show."""
+    min_side: int = result(12, ge=1)
+    """Pixels of the longer side as it is pasted; smaller ones are left out."""
+    max_side: Share = result(0.7, gt=0)
+    """Of the picture's sides; larger ones are made smaller."""
+    flip: Share = result(0.0)
+    """Chance that an object is mirrored; text in it would be, too."""
+    max_hidden: Share = result(0.6)
+    """Share of an object's area that may be covered; above it the object is removed from what is annotated, and its
+    label is not asked about any more where a part of it still shows."""
+    without_mask: Literal["skip", "rectangle"] = result("skip")
+    """An object that has only a box: not pasted, or as the whole rectangle of the box where no other object reaches
+    into it."""
+    max_mask_off: float = result(2.0, ge=0)
+    """Pixels by which a mask's own box may differ from the box stated beside it; others are not pasted."""
+    encode: Literal["png", "jpeg"] = result("jpeg")
+    """jpeg: quality 95, 4:4:4."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> CopyPaste:
+        for name in ("objects", "scale"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name}: the least, {low}, is above the most, {high}")
+        return self
+
+
+class Labels(Strict):
+    """Objects that an open-vocabulary detector and a promptable segmenter have found (trainer/after/label.py writes the
+    record). Thresholds are applied here: another one asks no model again."""
+
+    record: str = execution()
+    """Folder with the record; what it holds counts, not where it lies."""
+    min_score: Share = result(0.35)
+    """Of the detector; 0.35 is what Grounding DINO's own demo takes for boxes."""
+    doubt_score: Share = result(0.25)
+    """From here on a box that is not taken leaves in doubt whether all of its label were found: the label then counts
+    as incomplete. Labels without any such box count as absent."""
+    nms_iou: Share = result(0.7)
+    """Of two boxes of one label that overlap by more, the one with the lower score goes."""
+    nms_iou_any: Share = result(0.9)
+    """The same for boxes of different labels."""
+    min_mask_score: Share = result(0.5)
+    """The segmenter's own estimate; below it the box stays and the mask goes."""
+    min_box_iou: Share = result(0.5)
+    """Of the mask's box with the detector's; below it the mask goes."""
+    min_side: int = result(4, ge=1)
+    """Pixels of the shorter side of a box."""
+    max_objects: int = result(100, ge=1)
+    """Pictures with more are left out."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Labels:
+        if self.doubt_score > self.min_score:
+            raise ValueError(f"doubt_score {self.doubt_score} is above min_score {self.min_score}")
+        return self
+
+
+class Grounding(Strict):
+    questions: Questions | None = result(None)
+    copy_paste: CopyPaste | None = result(None)
+    labels: Labels | None = result(None)
+
+    @model_validator(mode="after")
+    def _one(self) -> Grounding:
+        if sum(part is not None for part in (self.questions, self.copy_paste, self.labels)) != 1:
+            raise ValueError("state one of questions, copy_paste, labels")
+        return self
+
+
+def origin_of(path: str) -> str | None:
+    """NAME of source://NAME."""
+    return path.removeprefix(SCHEME) if path.startswith(SCHEME) else None
+
+
+def problems_of(sources: Mapping[str, Any]) -> list[str]:
+    """What is wrong between the sources of a recipe (recipe.Source by name)."""
+    found: list[str] = []
+    order = {name: number for number, name in enumerate(sources)}
+    for name, source in sources.items():
+        at = f"prepare.sources.{name}"
+        if (source.grounding is not None) != (source.format == FORMAT):
+            found.append(f"{at}.grounding: the format {FORMAT} has this section, and no other format")
+            continue
+        if source.grounding is None:
+            continue
+        found += [f"{at}.{field}: {told}" for field, told in _one(name, source, sources, order)]
+    return found
+
+
+def _one(name: str, source: Any, sources: Mapping[str, Any], order: Mapping[str, int]) -> list[tuple[str, str]]:
+    pasted = source.grounding.copy_paste
+    named = [("path", source.path), *([("held_out", source.held_out)] if source.held_out else [])]
+    found = []
+    for field, path in named:
+        other = origin_of(path)
+        if other is None:
+            found.append((field, f"{SCHEME}NAME of a source, got {path!r}"))
+        elif field == "held_out" and other in order and sources[other].held_out is None:
+            found.append((field, f"{other!r} has nothing held out"))
+    others = [(field, origin_of(path)) for field, path in named]
+    others += [("grounding.copy_paste.onto", pasted.onto)] if pasted and pasted.onto else []
+    for field, other in others:
+        if other is not None and other not in order:
+            found.append((field, f"no such source {other!r}; there are {sorted(order)}"))
+        elif other is not None and order[other] >= order[name]:
+            found.append((field, f"{other!r} must stand before {name!r}: it is made first"))
+        elif other is not None and sources[other].kind == "preference":
+            found.append((field, f"{other!r} holds pairs, not annotated pictures"))
+    if pasted and source.held_out:
+        found.append(("held_out", "copies are pasted into training pictures only"))
+    if source.rendering != "chat" or source.kind not in ("grounding", "instruction"):
+        found.append(("kind", "questions about pictures have the kind grounding or instruction and the rendering chat"))
+    found += [(field, "has no meaning for what is made from another source") for field in ("media", "curate")
+              if getattr(source, field) is not None]  # fmt: skip
+    return found
