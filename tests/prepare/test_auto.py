@@ -13,8 +13,9 @@ import pytest
 from pipelines.prepare.formats import FORMATS, format_of, usual
 from pipelines.prepare.ingest import annotations_among, prepare_data, source_uri
 from tests.prepare.builders import a_caption, a_picture, a_recipe, a_source, write_lines
+from tests.prepare.test_containers import a_tar
 from tests.prepare.test_formats import GOOD, coco
-from tests.prepare.test_text_formats import ALPACA, INSTANCES, MMC4, QWEN_VL, REF, SHAREGPT, SHEEP, SWIFT, a_tar
+from tests.prepare.test_text_formats import ALPACA, INSTANCES, MMC4, QWEN_VL, REF, SHAREGPT, SHEEP, SWIFT
 from trainer.data.shards import Source
 from trainer.errors import DataError
 

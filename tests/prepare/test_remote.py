@@ -14,7 +14,7 @@ import pytest
 from pipelines.cli.main import main
 from pipelines.prepare.formats import format_of
 from tests.prepare.builders import a_picture, write_lines
-from tests.prepare.test_text_formats import a_tar
+from tests.prepare.test_containers import a_tar
 from tests.state.weed import BUCKET, program, s3_server
 from trainer import storage
 from trainer.data.shards import ShardReader, Source
