@@ -7,7 +7,8 @@
 
 Speed: forward and backward of every sample of the reference mix once, pictures included, the same weights and the same
 head in all three. Padded batches go through transformers' own attention with its mask; the model is nearly the family's
-tiny recipe's. The mix is packing.py's with lengths divided by SHRINK; a sample beyond a pack is cut there and here alike.
+tiny recipe's. The mix is packing.py's with lengths divided by SHRINK; a sample
+beyond a pack is cut in all three alike.
 """
 
 from __future__ import annotations
