@@ -54,6 +54,13 @@ def test_a_call_a_segment_gives_what_a_dense_mask_gives(results: dict[str, dict[
     assert results["attention"]["figures"]["largest_difference"] < 1e-5
 
 
+def test_duplicates_are_found_and_nothing_else(results: dict[str, dict[str, Any]]) -> None:
+    figures = results["dedup"]["figures"]
+    assert figures["text_recall"] >= 0.99 and figures["text_precision"] >= 0.99
+    assert figures["image_precision"] >= 0.99
+    assert all(figures[f"recall_by_transform.{name}"] >= 0.95 for name in ("jpeg_60", "half_size", "crop_2"))
+
+
 def test_a_benchmark_that_is_not_there_is_refused() -> None:
     command = [sys.executable, "-m", "tests.bench", "no-such-benchmark"]
     done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT, env=_environment())

@@ -147,7 +147,7 @@ class Near(Strict):
     """Jaccard similarity of the sets of 5-grams of words, from which on two texts are one."""
     image: int | None = result(None, ge=0, le=64)
     """Bits by which perceptual hashes of 256 may differ; pairs within it are compared pixel by pixel."""
-    image_difference: float = result(0.55, ge=0, le=4)
+    image_difference: float = result(0.4, ge=0, le=4)
     """Largest difference of any of 64 areas after alignment, over what varies in the area."""
     against: list[str] = result(default_factory=list)
     """Names of sources. dedup: their kept training samples go first. decontaminate: their held-out samples."""

@@ -35,7 +35,7 @@ from pipelines.prepare.curate.text_signature import text_signatures
 from pipelines.prepare.engine import Engine, blocks
 
 SIMILARITY = 0.8
-RADIUS, DIFFERENCE = 56, 0.55
+RADIUS, DIFFERENCE = 56, 0.4
 """The values of trainer.curation's examples and default."""
 ASKED = ("jpeg_60", "half_size", "crop_2")
 SEED = 7

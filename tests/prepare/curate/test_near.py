@@ -132,7 +132,7 @@ def test_pictures_are_the_same_after_compression_scaling_and_a_small_crop_and_no
     assert kept_ids(tmp_path) == ["original", "stamped", "mirrored"]
     assert found["dropped"] == {"dedup.image": 3}
     one, other = (image_signature.image_signature(pictures[name])[1] for name in ("original", "stamped"))
-    assert image_signature.difference(one, other) > 0.55 > image_signature.difference(one, one)
+    assert image_signature.difference(one, other) > 0.4 > image_signature.difference(one, one)
 
 
 def test_documents_are_the_same_where_all_their_pictures_are(tmp_path: Path):
