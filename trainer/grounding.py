@@ -1,5 +1,5 @@
 """What a recipe can say about grounding data that is made from other sources: `prepare.sources.NAME.grounding`, of a
-source whose `format` is grounding and whose `path` is source://OTHER, a source that stands before it.
+source whose `format` is grounding and whose `path` is source://OTHER.
 
     asked:  {format: grounding, path: "source://coco", kind: grounding, rendering: chat, grounding: {questions: {...}}}
     pasted: {format: grounding, path: "source://coco", kind: grounding, rendering: chat, grounding: {copy_paste: {...}}}
@@ -12,6 +12,7 @@ samples onto training samples alone.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from graphlib import CycleError, TopologicalSorter
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -26,6 +27,12 @@ Task = Literal["detect", "refer", "point", "count", "none"]
 Form = Literal["any", "json", "xml", "plain"]
 Complete = Literal["vocabulary", "picture", "nothing"]
 TASKS: dict[Task, float] = {"detect": 2, "refer": 2, "point": 1, "count": 1, "none": 1}
+OF_WHAT_IS_WRITTEN = ("refer", "point", "none")
+"""Tasks that need no promise: none asks about labels that a picture lists as absent."""
+
+
+def _usual_tasks(complete: Complete | None) -> dict[Task, float]:
+    return {name: weight for name, weight in TASKS.items() if complete != "nothing" or name in OF_WHAT_IS_WRITTEN}
 
 
 class Questions(Strict):
@@ -34,8 +41,8 @@ class Questions(Strict):
     complete: Complete = result()
     """What the annotations promise. vocabulary: every object of every label of the source, in every picture (COCO);
     picture: of the labels that a picture has, and absent are those that its `absent` lists (LVIS); nothing: no more
-    than what is written, so only referring expressions and their points are asked."""
-    tasks: dict[Task, Weight] = result(default_factory=lambda: dict(TASKS))
+    than what is written, so only referring expressions, their points and listed absences are asked."""
+    tasks: dict[Task, Weight] = result(default_factory=lambda stated: _usual_tasks(stated.get("complete")))
     """How often each is asked. detect: every object of the labels named; refer: the one object that is meant; none: of
     a label that is not there."""
     per_picture: int = result(2, ge=1, le=5)
@@ -54,7 +61,7 @@ class Questions(Strict):
     def _askable(self) -> Questions:
         if not self.tasks:
             raise ValueError("tasks: name at least one")
-        if self.complete == "nothing" and (wrong := set(self.tasks) - {"refer", "point"}):
+        if self.complete == "nothing" and (wrong := set(self.tasks) - set(OF_WHAT_IS_WRITTEN)):
             raise ValueError(f"tasks: {', '.join(sorted(wrong))} cannot be answered where complete is nothing")
         return self
 
@@ -152,38 +159,53 @@ def origin_of(path: str) -> str | None:
 def problems_of(sources: Mapping[str, Any]) -> list[str]:
     """What is wrong between the sources of a recipe (recipe.Source by name)."""
     found: list[str] = []
-    order = {name: number for number, name in enumerate(sources)}
     for name, source in sources.items():
         at = f"prepare.sources.{name}"
         if (source.grounding is not None) != (source.format == FORMAT):
             found.append(f"{at}.grounding: the format {FORMAT} has this section, and no other format")
-            continue
-        if source.grounding is None:
-            continue
-        found += [f"{at}.{field}: {told}" for field, told in _one(name, source, sources, order)]
+        elif source.grounding is not None:
+            found += [f"{at}.{field}: {told}" for field, told in _one(source, sources)]
+    try:
+        made_in_order(sources)
+    except CycleError as error:
+        names = error.args[1]
+        found.append(f"prepare.sources.{names[0]}.path: made from itself: {' for '.join(names)}")
     return found
 
 
-def _one(name: str, source: Any, sources: Mapping[str, Any], order: Mapping[str, int]) -> list[tuple[str, str]]:
+def made_in_order(sources: Mapping[str, Any]) -> list[str]:
+    """Names of the sources that are made from others, each after those that it is made from; by name where that leaves
+    a choice: the order of a recipe's sections is not kept.
+
+    Raises:
+        graphlib.CycleError
+    """
+    made = {name: source for name, source in sorted(sources.items()) if source.grounding is not None}
+    graph = {name: sorted(set(_origins(source).values()) & set(made)) for name, source in made.items()}
+    return list(TopologicalSorter(graph).static_order())
+
+
+def _origins(source: Any) -> dict[str, str]:
+    """Field -> the source that it names."""
     pasted = source.grounding.copy_paste
-    named = [("path", source.path), *([("held_out", source.held_out)] if source.held_out else [])]
+    onto = pasted.onto if pasted else None
+    found = {"path": source.path, "held_out": source.held_out, "grounding.copy_paste.onto": onto and SCHEME + onto}
+    return {field: name for field, path in found.items() if path and (name := origin_of(path)) is not None}
+
+
+def _one(source: Any, sources: Mapping[str, Any]) -> list[tuple[str, str]]:
     found = []
-    for field, path in named:
-        other = origin_of(path)
-        if other is None:
+    for field in ("path", "held_out"):
+        if (path := getattr(source, field)) and origin_of(path) is None:
             found.append((field, f"{SCHEME}NAME of a source, got {path!r}"))
-        elif field == "held_out" and other in order and sources[other].held_out is None:
-            found.append((field, f"{other!r} has nothing held out"))
-    others = [(field, origin_of(path)) for field, path in named]
-    others += [("grounding.copy_paste.onto", pasted.onto)] if pasted and pasted.onto else []
-    for field, other in others:
-        if other is not None and other not in order:
-            found.append((field, f"no such source {other!r}; there are {sorted(order)}"))
-        elif other is not None and order[other] >= order[name]:
-            found.append((field, f"{other!r} must stand before {name!r}: it is made first"))
-        elif other is not None and sources[other].kind == "preference":
+    for field, other in _origins(source).items():
+        if other not in sources:
+            found.append((field, f"no such source {other!r}; there are {sorted(sources)}"))
+        elif sources[other].kind == "preference":
             found.append((field, f"{other!r} holds pairs, not annotated pictures"))
-    if pasted and source.held_out:
+        elif field == "held_out" and sources[other].held_out is None:
+            found.append((field, f"{other!r} has nothing held out"))
+    if source.grounding.copy_paste and source.held_out:
         found.append(("held_out", "copies are pasted into training pictures only"))
     if source.rendering != "chat" or source.kind not in ("grounding", "instruction"):
         found.append(("kind", "questions about pictures have the kind grounding or instruction and the rendering chat"))

@@ -33,6 +33,7 @@ from trainer import storage
 from trainer.data.sample import from_json
 from trainer.data.shards import MANIFEST, ShardWriter
 from trainer.errors import DataError
+from trainer.grounding import made_in_order
 from trainer.recipe import Prepare, Recipe, Source
 from trainer.resolve import digest
 
@@ -80,11 +81,10 @@ def prepare_data(recipe: Recipe, out: str) -> None:
             funnel[name][split] = ingest(recipe, out, name, source, split, path, engine)
     for name, curated in curate(recipe, out).items():
         funnel[name]["train"] = {**funnel[name]["train"], "curated": curated}
-    for name, source in recipe.prepare.sources.items():
-        if source.grounding is not None:
-            from pipelines.prepare.grounding.made import make
+    for name in made_in_order(recipe.prepare.sources):
+        from pipelines.prepare.grounding.made import make
 
-            funnel[name] = make(recipe, out, name, engine)
+        funnel[name] = make(recipe, out, name, engine)
     storage.write_json(storage.join(out, "data", "funnel.json"), funnel)
     prepare_tokenizer(recipe, out)
 

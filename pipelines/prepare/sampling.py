@@ -38,7 +38,7 @@ from trainer.models.config import family_of, tokenizer_uri
 from trainer.recipe import Recipe, Sampling, Stage
 from trainer.resolve import digest
 
-VERSION = 1
+VERSION = 2
 INPUT = "input.json"
 SPATIAL = ("box", "point")
 
@@ -286,12 +286,12 @@ def _correct(request: Request, judged: list[Judged], source: str, keep: int, rul
 
 
 def _pairs(request: Request, judged: list[Judged], source: str, keep: int, rules: Rules) -> Iterator[Sample]:
-    """Up to `keep` pairs: the n-th correct answer with the n-th incorrect one."""
-    right = [item.answer for item in judged if item.correct]
+    """Up to `keep` pairs: the n-th correct answer that can be written out with the n-th incorrect one, so that no
+    answer is in two pairs."""
+    written = ((item.answer, _message(request, item.answer, rules)) for item in judged if item.correct)
+    right = [(answer, better) for answer, better in written if better is not None]
     wrong = [item.answer for item in judged if not item.correct]
-    for chosen, rejected in list(zip(right, wrong, strict=False))[:keep]:
-        if (better := _message(request, chosen, rules)) is None:
-            continue
+    for (chosen, better), rejected in list(zip(right, wrong, strict=False))[:keep]:
         worse = _message(request, rejected, rules) or _as_text(rejected)
         yield _sample(
             request,

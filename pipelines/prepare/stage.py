@@ -14,6 +14,7 @@ from typing import Any
 
 from pipelines.prepare.count import Counter, family_facts, rules_for, rules_ref
 from pipelines.prepare.ingest import source_uri
+from pipelines.prepare.pairs import check_used_once
 from trainer import cache, storage
 from trainer.data import kept
 from trainer.data.mixture import SourceCounts, drops_of
@@ -33,8 +34,8 @@ def prepare_stage(recipe: Recipe, stage: str, out: str) -> Plan:
     """Counts and plans of one stage; returns the training plan.
 
     Raises:
-        ShardError: a source of the mixture is not prepared. PlanError: nothing fits. StageMismatch: the stage has begun
-        with another plan.
+        ShardError: a source of the mixture is not prepared. PlanError: nothing fits, or a preference pair is used more
+        than once. StageMismatch: the stage has begun with another plan.
     """
     named = recipe.stages.named()
     if stage not in named:
@@ -157,6 +158,8 @@ def _make(recipe: Recipe, stage: str, split: str, counter: Counter, target: str)
         )
     plan = make_plan(counts if split == "train" else fitting, order)
     _refuse_too_large(plan, out, stage)
+    if split == "train":
+        check_used_once(plan, out, where=f"stages.{stage}")
     plan.write(target)
     _print(plan, stage, split, counts)
     return plan

@@ -213,7 +213,8 @@ def _sample(
     question = pick(DETECT, "detect", name, identity).format(", ".join(labels))
     onto = f"{under.sample.source}/{under.sample.id}"
     pasted = [{**one.origin, "at": [one.left, one.top]} for one in places]
-    meta: dict[str, Any] = {"copy_paste": {"onto": onto, "pasted": pasted, **found.events}}
+    hidden = {name: found.events[name] for name in ("removed", "cut") if found.events[name]}
+    meta: dict[str, Any] = {"copy_paste": {"onto": onto, "pasted": pasted, **hidden}}
     present = {thing.label for thing in found.objects} | found.hidden_labels
     for key, values in (("incomplete", unsure), ("absent", under.absent - present)):
         meta |= {key: sorted(values)} if values else {}

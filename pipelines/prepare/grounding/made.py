@@ -1,5 +1,5 @@
 """Sources of the format `grounding`: shards made from the samples of other sources (trainer/grounding.py has the
-settings). Called by prepare_data after every other source is there and curated, in the recipe's order.
+settings). Called by prepare_data after every other source is there and curated, each after what it is made from.
 
     make(recipe, out, name, engine) -> {split: {read, kept, bad, made}}
 

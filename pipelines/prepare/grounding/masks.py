@@ -26,19 +26,30 @@ Xyxy = tuple[int, int, int, int]
 def decompressed(counts: str | bytes, size: Sequence[int]) -> tuple[int, ...]:
     """COCO's compressed run lengths of a mask of `size` (height, width), uncompressed.
 
+    Read here and not by pycocotools, whose decode (2.0.11) gives whatever lies in memory for runs that end too early.
+    Each run is written in groups of 5 bits, lowest first, 0x20 marking that another follows; from the fourth on it is
+    the difference to the run before the last (cocoapi, rleFrString).
+
     Raises:
-        ValueError: counts that are not of this size.
+        ValueError: not such text, or not of this size.
     """
     height, width = map(int, size)
-    if not 0 < height * width <= 2**31:
-        raise ValueError(f"a mask of {width}x{height} pixels")
-    try:
-        found = coco.decode({"size": [height, width], "counts": counts})  # type: ignore[arg-type]
-    except (TypeError, UnicodeError) as error:
-        raise ValueError(f"not compressed run lengths: {error}") from None
-    if coco.encode(np.asfortranarray(found))["counts"] != (counts.encode() if isinstance(counts, str) else counts):
-        raise ValueError(f"compressed run lengths that are not those of {width}x{height} pixels")
-    return run_lengths(found.astype(bool))
+    runs: list[int] = []
+    value = shift = 0
+    for byte in counts.encode() if isinstance(counts, str) else counts:
+        group = byte - 48
+        if not 0 <= group < 64:
+            raise ValueError(f"compressed run lengths, got the byte {byte}")
+        value |= (group & 0x1F) << shift
+        shift += 5
+        if group & 0x20:
+            continue
+        value -= (1 << shift) if group & 0x10 else 0
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        value = shift = 0
+    if shift:
+        raise ValueError("compressed run lengths that end within a run")
+    return run_lengths(from_run_lengths(runs, width, height))
 
 
 def mask_of(mask: Mask, width: int, height: int) -> np.ndarray:
