@@ -11,10 +11,12 @@ TORCH_BACKEND ?=
 OUT ?= out/tiny
 RECIPE ?= tiny
 PORT ?= 5000
+# Processes that share the test files; whole runs of the pipeline come after them, alone.
+WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
 # The environment is made again when what it is made from changes.
 STAMP := $(VENV)/.ready-$(shell cat pyproject.toml constraints.txt Makefile | sha256sum | cut -c1-12)$(TORCH_BACKEND)
 
-.PHONY: help setup run families ui test verify check bench format generated refresh-schemas constraints clean
+.PHONY: help setup run families ui test test-extended verify check bench format generated refresh-schemas constraints clean
 
 help: ## what there is
 	@echo "make TARGET [NAME=value]"
@@ -59,8 +61,16 @@ ui: $(STAMP) ## MLflow's pages on a run of this machine: make ui [OUT=out/tiny] 
 	  --backend-store-uri "sqlite:///$(abspath $(OUT))/mlflow/mlflow.db" \
 	  --artifacts-destination "$(abspath $(OUT))/mlflow/artifacts"
 
-test: $(STAMP) ## every test, verify among them
+test: $(STAMP) ## the tests, verify among them: make test [PYTEST_ARGS="tests/data -k plan"]
+ifdef PYTEST_ARGS
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+else
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --ignore tests/integration
+	$(BIN)/python -m pytest tests/integration
+endif
+
+test-extended: $(STAMP) ## benchmarks at their small size, and the recipe of every family
+	$(BIN)/python -m pytest -m extended tests/test_bench.py tests/integration/test_families.py
 
 verify: $(STAMP) ## two runs, and a killed and resumed one, give the same bits: make verify [RECIPE=tiny_smoke]
 	$(BIN)/python -m tests.verify --recipe $(if $(filter tiny,$(RECIPE)),tiny_smoke,$(RECIPE))

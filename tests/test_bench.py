@@ -14,6 +14,7 @@ import pytest
 from tests.bench.__main__ import names
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.extended
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from trainer.models.family import FAMILIES
 from trainer.recipe import GROUPS, Recipe
 from trainer.resolve import load_recipe, shipped
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.extended
 RECIPES = {load_recipe(name).family: name for name in reversed(shipped()) if name.startswith("tiny_") or name == "tiny"}
 STEPS = 2
 

@@ -40,7 +40,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def found(request: pytest.FixtureRequest, folder: Path, build: Callable[[str], Built]) -> Found:
     """For the families of this session's tests."""
-    asked = {item.callspec.params["built"] for item in request.session.items if "found" in item.fixturenames}  # type: ignore[attr-defined]
+    calls = [getattr(item, "callspec", None) for item in request.session.items if "found" in item.fixturenames]  # type: ignore[attr-defined]
+    asked = {call.params["built"] for call in calls if call is not None and "built" in call.params}
     families = [build(name) for name in builders.names() if name in asked]
     return start(families, folder, worlds=(2, 3), mixes=MIXES, timeout_s=60 + 90 * len(families))
 
