@@ -89,7 +89,7 @@ def test_pairs_of_one_task_share_no_answer_and_say_which_they_are(out: str):
 
 def test_a_correct_answer_that_cannot_be_written_out_costs_no_pair(out: str):
     recipe = small_recipe("stages.dpo.data={sampled: 1}", "stages.dpo.sampling={tasks: [grounding], requests: 30}")
-    requests = [request for request in make_requests(recipe, "dpo", out)]
+    requests = make_requests(recipe, "dpo", out)
 
     def texts(request: Request):
         box = json.loads(reference(request))[0]["bbox_2d"]
