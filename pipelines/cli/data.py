@@ -128,6 +128,8 @@ def funnel_table(funnel: dict[str, dict[str, dict[str, Any]]]) -> str:
             if dropped := (part.get("curate") or {}).get("dropped"):
                 left = f"{part['curate']['kept']:,}"
                 rows.append(("", "curated", "", left, ", ".join(f"{n:,} {reason}" for reason, n in dropped.items())))
+            if made := part.get("made"):
+                rows.append(("", "made", "", "", ", ".join(f"{n:,} {what}" for what, n in made.items())))
     widths = [max(len(row[at]) for row in rows) for at in range(5)]
     aligned = []
     for row in rows:

@@ -339,7 +339,17 @@ def _funnel(facts: Facts) -> str:
             cells = (name, kind, split.replace("_", " "), licence)
             rows.append([*map(escape, cells), _number(found["read"]), _number(found["kept"]), escape(bad)])
     table = _table(("source", "kind", "split", "licence", "read", "kept", "refused"), rows, numbers=4) if rows else ""
-    return table + _curated(facts)
+    return table + _made(facts) + _curated(facts)
+
+
+def _made(facts: Facts) -> str:
+    """What became of the objects and questions of sources that are made from others."""
+    rows: list[list[Cell]] = []
+    for name, splits in sorted(facts.funnel.items()):
+        for split, found in sorted(splits.items(), reverse=True):
+            for what, count in found.get("made", {}).items():
+                rows.append([escape(name), escape(split.replace("_", " ")), escape(what), _number(count)])
+    return "<h3>Made from other sources</h3>" + _table(("source", "split", "what", "count"), rows) if rows else ""
 
 
 def _curated(facts: Facts) -> str:

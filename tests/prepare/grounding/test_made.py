@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipelines.cli.data import funnel_table
 from pipelines.prepare.grounding.made import make
 from pipelines.prepare.grounding.masks import mask_of
 from pipelines.prepare.ingest import prepare_data
 from pipelines.prepare.stage import prepare_stage
+from pipelines.report.facts import Facts
+from pipelines.report.page import _funnel, _made
 from tests.prepare.builders import a_recipe, a_source, small_recipe
 from tests.prepare.grounding.builders import (
     a_picture_of,
@@ -207,6 +210,14 @@ def test_expressions_do_not_travel(out: str):
     stored(out, "mine", [left])
     with pytest.raises(DataError, match="expression"):
         made(out, {"copy_paste": PASTE})
+
+
+def test_the_counts_are_in_the_table_and_in_the_report(tmp_path: Path):
+    part = {"read": 4, "kept": 3, "bad": {"nothing-to-paste": 1}, "made": {"pasted": 5, "unused: no-mask": 2}}
+    assert "5 pasted, 2 unused: no-mask" in funnel_table({"made": {"train": part}})
+    facts = Facts(str(tmp_path), load_recipe("tiny"), "", None, [], funnel={"made": {"train": part}})
+    assert "unused: no-mask" in _made(facts) and "nothing-to-paste" in _funnel(facts)
+    assert _made(Facts(str(tmp_path), load_recipe("tiny"), "", None, [], funnel={})) == ""
 
 
 # ---------------------------------------------------------------- questions
