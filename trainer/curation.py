@@ -15,6 +15,7 @@ its words, `L` of its lines. Sources of the published values: Gopher (Rae et al.
 
 from __future__ import annotations
 
+import graphlib
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
@@ -173,9 +174,9 @@ class Curate(Strict):
 
 
 def problems_of(curated: Mapping[str, Curate | None], held_out: Mapping[str, bool]) -> list[str]:
-    """What is wrong between sources: `against` names one that is not there, has nothing held out, or comes later."""
+    """What is wrong between sources: `against` names one that is not there, has nothing held out, or waits for this."""
     found: list[str] = []
-    order = {name: number for number, name in enumerate(curated)}
+    order = set(curated)
     for name, curate in curated.items():
         at = f"prepare.sources.{name}.curate"
         for other in curate.decontaminate.against if curate and curate.decontaminate else []:
@@ -186,6 +187,23 @@ def problems_of(curated: Mapping[str, Curate | None], held_out: Mapping[str, boo
         for other in curate.dedup.against if curate and curate.dedup else []:
             if other not in order:
                 found.append(f"{at}.dedup.against: no such source {other!r}; there are {sorted(order)}")
-            elif order[other] >= order[name]:
-                found.append(f"{at}.dedup.against: {other!r} must stand before {name!r}: its samples go first")
+    try:
+        in_order(curated)
+    except graphlib.CycleError as error:
+        circle = " after ".join(map(repr, error.args[1]))
+        found.append(f"prepare.sources: dedup.against goes in a circle: {circle}; the samples of one have to go first")
     return found
+
+
+def in_order(curated: Mapping[str, Curate | None]) -> list[str]:
+    """Names of the curated sources, each after those whose samples go first; by name where that leaves a choice: the
+    order of a recipe's sections is not kept.
+
+    Raises:
+        graphlib.CycleError
+    """
+    asked = {name: curate for name, curate in sorted(curated.items()) if curate is not None}
+    graph = {
+        name: sorted({*curate.dedup.against} & set(asked)) if curate.dedup else [] for name, curate in asked.items()
+    }
+    return list(graphlib.TopologicalSorter(graph).static_order())

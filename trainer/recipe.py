@@ -404,7 +404,8 @@ class Recipe(Strict):
     def _pretrain_problems(self) -> list[str]:
         if self.model.init is None or self.model.pretrain is None:
             return []
-        named, problems = self.model.pretrain.sources, []
+        named: dict[Any, list[str]] = dict(self.model.pretrain.sources)
+        problems: list[str] = []
         for use, part in (("text", "llm"), ("pairs", "vision")):
             if getattr(self.model.init, part) == "pretrain" and not named.get(use):
                 problems.append(f"model.pretrain.sources.{use}: needed, since model.init.{part} is pretrain")

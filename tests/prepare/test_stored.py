@@ -323,5 +323,5 @@ def test_prepare_writes_a_recipes_data_and_ends_with_the_funnel(media: Path, cap
 def test_the_funnel_shows_reasons_and_what_was_curated():
     part = {"read": 1200, "kept": 1000, "bad": {"bad-json": 200}}
     dropped = {"kept": 900, "dropped": {"near-text": 100}}
-    table = funnel_table({"web": {"train": {**part, "curate": dropped}}})
+    table = funnel_table({"web": {"train": {**part, "curated": dropped}}})
     assert re.search(r"web +train +1,200 +1,000 +200 bad-json\n +curated +900 +100 near-text", table)

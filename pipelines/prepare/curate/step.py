@@ -23,7 +23,7 @@ from pipelines.prepare.curate.filters import Verdict, clean_verdicts, score_verd
 from pipelines.prepare.curate.signals import VERSION as SIGNALS_VERSION
 from pipelines.prepare.curate.signals import lists, signals_row
 from trainer import storage
-from trainer.curation import Clean, Curate
+from trainer.curation import Clean, Curate, in_order
 from trainer.data import kept
 from trainer.data.shards import Source
 from trainer.recipe import Recipe
@@ -48,19 +48,19 @@ class Curation:
 
 
 def curate(recipe: Recipe, out: str, work: Work | None = None) -> dict[str, Json]:
-    """Curates every source that says how, in the recipe's order; returns {source: {read, kept, dropped, examples}}.
+    """Curates every source that says how, one after those that it is compared with; returns {source: {read, kept, dropped, examples}}.
 
     Raises:
         DataError: a list that is not there, a judge without valid answers, or nothing kept of a source.
     """
     run = Curation(recipe, out, work or Work(recipe.prepare.engine))
     found: dict[str, Json] = {}
-    for name, source in recipe.prepare.sources.items():
-        folder = storage.join(out, "data", "sources", name, "train")
-        if source.curate is None:
-            kept.forget(folder)
-        else:
-            found[name] = _source(run, name, source.curate, folder)
+    asked = {name: source.curate for name, source in recipe.prepare.sources.items()}
+    for name in (name for name, curate in asked.items() if curate is None):
+        kept.forget(storage.join(out, "data", "sources", name, "train"))
+    for name in in_order(asked):
+        if (how := asked[name]) is not None:
+            found[name] = _source(run, name, how, storage.join(out, "data", "sources", name, "train"))
     return found
 
 

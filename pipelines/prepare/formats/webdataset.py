@@ -1,6 +1,7 @@
 """WebDataset tars: files of one key are one sample. KEY.jpg (png, webp, ...; several as KEY.0.jpg, KEY.1.jpg) or
 KEY.mp4 with KEY.txt, a caption, or KEY.json, an object that any reader of rows knows (conversations, messages, points,
-a caption). Media named inside that object are replaced by the key's own. Other files of a key (.cls, .npy) are not read.
+a caption). Media named inside that object are replaced by the key's own. Other files of a key (.cls, .npy) are not
+read.
 
 The shards that this project writes are such tars: their KEY.json is a Sample, which is read back as it was, apart from
 `kind`, `source` and `split`, which the source in the recipe says.

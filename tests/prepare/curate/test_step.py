@@ -16,6 +16,7 @@ from pipelines.report.build import write_report
 from tests.prepare.builders import small_recipe
 from tests.prepare.curate.builders import a_document, a_recipe, prose, write_source
 from trainer import storage
+from trainer.curation import in_order
 from trainer.data import kept
 from trainer.data.shards import Source
 from trainer.errors import DataError, RecipeError, ShardError
@@ -105,7 +106,7 @@ def test_a_filter_that_does_not_exist_is_refused_with_a_suggestion():
     ("curated", "want"),
     [
         ("{dedup: {text: 0.8, against: [nobody]}}", "no such source 'nobody'"),
-        ("{dedup: {text: 0.8, against: [preferences]}}", "must stand before"),
+        ("{dedup: {text: 0.8, against: [text]}}", "goes in a circle: 'text' after 'text'"),
         ("{decontaminate: {text: 0.8}}", "name the sources whose held-out"),
         ("{dedup: {}}", "at least one of exact, text, image"),
         ("{score: {scorer: judge}}", "needs the section judge"),
@@ -115,6 +116,13 @@ def test_a_filter_that_does_not_exist_is_refused_with_a_suggestion():
 def test_what_does_not_fit_together_is_refused(curated: str, want: str):
     with pytest.raises(RecipeError, match=want):
         load_recipe("tiny", [f"prepare.sources.text.curate={curated}"])
+
+
+def test_whose_samples_go_first_depends_on_no_order_of_the_recipe():
+    recipe = load_recipe("tiny", ["prepare.sources.captions.curate={dedup: {text: 0.8, against: [text]}}"])
+    asked = {name: source.curate for name, source in recipe.prepare.sources.items()}
+    asked["text"] = asked["captions"].model_copy(update={"dedup": None})
+    assert in_order(asked) == in_order(dict(sorted(asked.items()))) == ["text", "captions"]
 
 
 def test_a_list_that_is_not_there_is_one_error(tmp_path: Path):
