@@ -203,7 +203,6 @@ def in_order(curated: Mapping[str, Curate | None]) -> list[str]:
         graphlib.CycleError
     """
     asked = {name: curate for name, curate in sorted(curated.items()) if curate is not None}
-    graph = {
-        name: sorted({*curate.dedup.against} & set(asked)) if curate.dedup else [] for name, curate in asked.items()
-    }
+    first = {name: curate.dedup.against if curate.dedup else [] for name, curate in asked.items()}
+    graph = {name: sorted(set(others) & set(asked)) for name, others in first.items()}
     return list(graphlib.TopologicalSorter(graph).static_order())

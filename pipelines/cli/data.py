@@ -126,7 +126,7 @@ def funnel_table(funnel: dict[str, dict[str, dict[str, Any]]]) -> str:
             told = ", ".join(f"{count:,} {reason}" for reason, count in part.get("bad", {}).items()) or "-"
             rows.append((name, split, f"{part['read']:,}", f"{part['kept']:,}", told))
             if dropped := (part.get("curated") or {}).get("dropped"):
-                left = f"{part['curate']['kept']:,}"
+                left = f"{part['curated']['kept']:,}"
                 rows.append(("", "curated", "", left, ", ".join(f"{n:,} {reason}" for reason, n in dropped.items())))
             if made := part.get("made"):
                 rows.append(("", "made", "", "", ", ".join(f"{n:,} {what}" for what, n in made.items())))

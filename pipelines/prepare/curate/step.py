@@ -48,7 +48,10 @@ class Curation:
 
 
 def curate(recipe: Recipe, out: str, work: Work | None = None) -> dict[str, Json]:
-    """Curates every source that says how, one after those that it is compared with; returns {source: {read, kept, dropped, examples}}.
+    """Curates every source that says how, one after those that it is compared with.
+
+    Returns:
+        {source: {read, kept, dropped, examples}}
 
     Raises:
         DataError: a list that is not there, a judge without valid answers, or nothing kept of a source.
