@@ -13,7 +13,7 @@ import av
 from pydantic import ValidationError
 
 from pipelines.prepare import embedded, pdf_pages
-from pipelines.prepare.formats.rows import Bad, Draft, MediaRef
+from pipelines.prepare.formats.rows import WRONG, Bad, Draft, MediaRef, told
 from pipelines.prepare.whole import is_whole
 from trainer import storage
 from trainer.data import media, video
@@ -77,6 +77,8 @@ def _sample(draft: Draft, facts: dict[str, str]) -> tuple[Sample, list[bytes]] |
         return Bad(draft.where, "a sample", f"{'.'.join(map(str, first['loc']))}: {first['msg']}", "wrong-form")
     except _Outside as error:
         return Bad(draft.where, error.expected, error.got, error.reason)
+    except WRONG as error:
+        return Bad(draft.where, "geometry and sizes in numbers", told(error), "wrong-form")
 
 
 def _shown(uri: str) -> str:

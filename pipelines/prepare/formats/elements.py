@@ -89,6 +89,8 @@ def xml_tree(path: str) -> ET.Element | Bad:
     except ET.ParseError as error:
         line, column = error.position
         return Bad(f"{path}, line {line}", "well-formed XML", f"{error.msg} (column {column})", "bad-xml")
+    except (ValueError, LookupError) as error:  # an encoding that the parser does not know: gbk, shift_jis
+        return Bad(path, "XML in UTF-8, UTF-16 or an encoding of one byte a character", str(error), "bad-xml")
     except FileNotFoundError:
         raise DataError("no such annotation file", where=path, do="check prepare.sources.NAME.path") from None
 

@@ -222,8 +222,21 @@ def guarded(where: str, read_one: Callable[[dict, str], Draft], entry: dict) -> 
         return read_one(entry, where)
     except BadRow as error:
         return Bad(where, error.expected, error.got, error.reason)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        return Bad(where, "the fields of the format", f"{type(error).__name__}: {error}", "wrong-form")
+    except DataError as error:  # of a file that belongs to this row alone
+        return Bad(where, str(error.expected or "a file that can be read"), told(error), "wrong-form")
+    except WRONG as error:
+        return Bad(where, "the fields of the format", told(error), "wrong-form")
+
+
+WRONG = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, RecursionError)
+"""What Python raises for a row whose fields hold something else than their format says."""
+
+
+def told(error: Exception) -> str:
+    """An error in a line of a report; numbers in it may have any length."""
+    if isinstance(error, DataError):
+        return ": ".join(str(part)[:200] for part in (error.what, error.where, error.got) if part is not None)
+    return f"{type(error).__name__}: {error}"[:200]
 
 
 def check_sound(entry: dict) -> None:
