@@ -16,6 +16,7 @@ import regex
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import CLIPConfig, CLIPModel, LlamaConfig, LlamaForCausalLM
 
 from pipelines.cli.main import main
 from tests.models.configs.qwen_vl import config
@@ -25,7 +26,8 @@ from trainer.before.convert import convert
 from trainer.before.tiktoken import WORDS, ranks_of, tokenizer_of
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import DataError, ModelError, QwenVLError, UsageError
-from trainer.models import hub
+from trainer.models import hub, initial
+from trainer.models.llava import Llava
 from trainer.models.qwen_vl import QwenVL
 
 TEXT = "the cat sat on the mat; the other cats' hats were 12 and aaaaaaa bbb!  \n\n é 你好 ok "
@@ -246,3 +248,89 @@ def test_another_dtype_is_written_when_asked(tmp_path: Path) -> None:
     convert(str(tmp_path / "from"), str(tmp_path / "to"), dtype="bf16")
     found = hub.load_tensors(str(tmp_path / "to"))
     assert torch.equal(found["lm_head.weight"](), tensors["lm_head.weight"].bfloat16())
+
+
+# ---------------------------------------------------------------- parts
+
+
+LANGUAGE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+TOWER = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2}
+TOWER |= {"image_size": 28, "patch_size": 14}
+
+
+def a_vicuna(folder: Path) -> dict[str, Tensor]:
+    """As Vicuna-7B-v1.5 is released: two .bin files with buffers, a tokenizer in sentencepiece's form alone."""
+    folder.mkdir()
+    torch.manual_seed(3)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=90, tie_word_embeddings=False, **LANGUAGE))
+    tensors = {name: tensor.half() for name, tensor in model.state_dict().items()}
+    names = sorted(tensors)
+    buffers = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+    torch.save({name: tensors[name] for name in names[:9]}, folder / FIRST)
+    torch.save({name: tensors[name] for name in names[9:]} | buffers, folder / SECOND)
+    (folder / "tokenizer.model").write_bytes(b"sentencepiece")
+    (folder / "config.json").write_text(json.dumps(LANGUAGE | {"model_type": "llama", "torch_dtype": "float16"}))
+    return tensors
+
+
+def a_clip(folder: Path) -> dict[str, Tensor]:
+    """As CLIP is released: one .bin with the text half and the ids of positions."""
+    folder.mkdir()
+    torch.manual_seed(4)
+    text = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = CLIPModel(CLIPConfig(text_config=text | {"vocab_size": 50}, vision_config=TOWER, projection_dim=8))
+    tensors = dict(model.state_dict())
+    buffers = {f"{half}_model.embeddings.position_ids": torch.arange(5)[None] for half in ("text", "vision")}
+    torch.save(tensors | buffers, folder / "pytorch_model.bin")
+    (folder / "config.json").write_text(json.dumps({"model_type": "clip", "vision_config": TOWER}))
+    return tensors
+
+
+def test_llavas_parts_as_released_are_converted_and_assembled(tmp_path: Path) -> None:
+    language, clip = a_vicuna(tmp_path / "vicuna"), a_clip(tmp_path / "clip")
+    for name, tensors in (("vicuna", language), ("clip", clip)):
+        assert main(["convert", str(tmp_path / name), "--to", str(tmp_path / "to" / name)]) == 0
+        found = {stored: read() for stored, read in hub.load_tensors(str(tmp_path / "to" / name)).items()}
+        assert set(found) == set(tensors), "names are kept, buffers are not"
+        assert all(torch.equal(found[stored], tensors[stored]) for stored in tensors)
+    written = storage.read_json(str(tmp_path / "to" / "vicuna" / "config.json"))
+    assert written == LANGUAGE | {"model_type": "llama"}
+    text = LANGUAGE | {"model_type": "llama", "vocab_size": 92, "tie_word_embeddings": False}
+    whole = Llava({"model_type": "llava", "vision_config": TOWER, "text_config": text, "image_token_index": 91})
+    to = tmp_path / "to"
+    made = initial.assemble(whole, llm=str(to / "vicuna"), vision=str(to / "clip"), merger="random", seed=1)
+    for stored, ours in (
+        ("vision_model.", "vision_tower.vision_model."),
+        ("model.layers.", "language_model.model.layers."),
+    ):
+        source = clip if stored.startswith("vision") else language
+        names = [name for name in source if name.startswith(stored)]
+        assert names
+        for name in names:
+            assert torch.equal(made.tensors[ours + name.removeprefix(stored)](), source[name]), name
+    rows = made.tensors["language_model.model.embed_tokens.weight"]()
+    assert torch.equal(rows[:90], language["model.embed_tokens.weight"]) and len(rows) == 92
+
+
+def test_qwen_7b_is_the_language_model_of_qwen_vl(tmp_path: Path) -> None:
+    tensors = a_published(tmp_path / "from")
+    text = {name: tensor for name, tensor in tensors.items() if not name.startswith("transformer.visual.")}
+    for name in (FIRST, SECOND):
+        _resave(tmp_path / "from" / name, lambda c: {n: t for n, t in c.items() if ".visual." not in n})
+    _edit(tmp_path / "from" / "config.json", lambda c: {key: value for key, value in c.items() if key != "visual"})
+    with pytest.raises(ModelError, match="without a vision tower"):
+        convert(str(tmp_path / "from"), str(tmp_path / "to"), family="qwen_vl")
+    convert(str(tmp_path / "from"), str(tmp_path / "to"))
+    family = QwenVL(config() | {"vocab_size": 600})
+    made = initial.assemble(family, llm=str(tmp_path / "to"), vision="random", merger="random", seed=1)
+    assert len(text) > 8 and all(torch.equal(made.tensors[name](), text[name]) for name in text)
+
+
+def test_a_part_that_is_interrupted_or_damaged_is_told_as_a_whole_model_is(tmp_path: Path) -> None:
+    a_vicuna(tmp_path / "from")
+    (tmp_path / "from" / SECOND).write_bytes((tmp_path / "from" / SECOND).read_bytes()[:3000])
+    with pytest.raises(ModelError, match="damaged weights file"):
+        convert(str(tmp_path / "from"), str(tmp_path / "to"))
+    (tmp_path / "from" / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(ModelError, match="clip, clip_vision_model, llama"):
+        convert(str(tmp_path / "from"), str(tmp_path / "to"))

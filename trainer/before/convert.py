@@ -1,10 +1,12 @@
 """A published model folder as the trainer reads one: safetensors of the same keys, config.json, tokenizer.json.
 
     convert("models/Qwen-VL-Chat", "models/qwen_vl_chat")
+    convert("models/vicuna-7b-v1.5", "models/vicuna_7b")      a part: a lone language model or vision tower
 
-Reads *.safetensors, or *.bin (torch.load with weights_only: tensors and nothing else). Every tensor's name and shape is
-compared with the config before anything is written. Files appear whole, and convert.json records each; the same call
-again goes on after the last one, and another source, dtype or file size into the same folder is refused.
+Reads *.safetensors, or *.bin (torch.load with weights_only: tensors and nothing else). Of a whole model every tensor's
+name and shape is compared with the config before anything is written. A part keeps names, config and tokenizer as they
+are: step init compares them with the model that it becomes part of. Files appear whole, and convert.json records each;
+the same call again goes on after the last one, and another source, dtype or file size into the same folder is refused.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from trainer.before.init import TOKENIZER_FILES, tokenizer_files
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import DataError, ModelError, UsageError
 from trainer.models import hub
-from trainer.models.family import FAMILIES, Family, class_of, load_family
+from trainer.models.family import FAMILIES, Family, Group, class_of, load_family
 from trainer.models.files import FileInfo, TensorInfo, plan_files, read_headers
 from trainer.progress import Progress
 from trainer.resolve import digest
@@ -38,8 +40,21 @@ RECORD = "convert.json"
 FORMAT = 1
 FILE_BYTES = 2 * 1024**3
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-DERIVED = re.compile(r"(^|\.)(inv_freq|masked_bias|attn\.bias|logn_tensor)$")
+DERIVED = re.compile(r"(^|\.)(inv_freq|masked_bias|attn\.bias|logn_tensor|position_ids)$")
 """Buffers that old transformers stored beside the weights: computed from the config."""
+
+PARTS: dict[str, Group] = {
+    "llama": "llm",
+    "mistral": "llm",
+    "qwen": "llm",
+    "qwen2": "llm",
+    "qwen3": "llm",
+    "clip": "vision",
+    "clip_vision_model": "vision",
+}
+"""model_type of what is released alone and becomes a part (model.init) -> the part. A `qwen` with `visual` is whole."""
+AS_STORED = ("auto_map", "torch_dtype", "dtype", "bf16", "fp16", "fp32")
+"""Of a part's config.json: code that lies beside it, and how it was stored."""
 
 Dtype = Literal["fp32", "bf16", "fp16"]
 
@@ -53,13 +68,28 @@ class Stored:
     read: Callable[[], Tensor]
 
 
+@dataclass(frozen=True)
+class Target:
+    """What is to be written."""
+
+    kind: str
+    """Family of a whole model; group of a part."""
+    tensors: dict[str, Stored]
+    """By the name that each gets, in order."""
+    group_of: Callable[[str], str]
+    config: dict[str, Any]
+    tokenizer: dict[str, bytes]
+    """Its files by name; a part may have none."""
+
+
 def convert(
     source: str, to: str, *, family: str | None = None, dtype: Dtype | None = None, file_bytes: int = FILE_BYTES
 ) -> dict[str, Any]:
     """Write folder `to`; returns its record: {format, source, key, files: {name: {sha256, size_bytes}}}.
 
     Args:
-        family: needed only where several families have the config's model_type.
+        family: needed only where several families have the config's model_type; named, the folder must hold a whole
+            model of it.
         dtype: of the written tensors; None: as stored.
 
     Raises:
@@ -69,19 +99,15 @@ def convert(
     """
     with local_folder(source) as folder:
         config = _config(folder, source)
-        known = load_family(family or _family_of(config, source), config)
-        tokenizer = _tokenizer(folder, source, known)
-        settled = load_family(known.name, known.with_tokens(Tokenizer(tokenizer["tokenizer.json"], source).id))
-        stored = {settled.hub_name(settled.model_name(name)): one for name, one in _stored(folder, source).items()}
-        wanted = _wanted(settled)
-        tied = bool(settled.config.get("tie_word_embeddings"))
-        hub.check_names({name: one.info for name, one in stored.items()}, wanted, tied=tied, where=source)
-        written = _dtype(stored, dtype, source)
-        planned = plan_files(wanted, settled.group_of, written, file_bytes)
-        key = digest([FORMAT, known.name, config, written, file_bytes, _facts(stored)])
+        part = _part_of(config) if family is None else None
+        target = _part(folder, source, config, part) if part else _whole(folder, source, config, family)
+        shapes = {name: one.info.shape for name, one in target.tensors.items()}
+        written = _dtype(target.tensors, dtype, source)
+        planned = plan_files(shapes, target.group_of, written, file_bytes)
+        key = digest([FORMAT, target.kind, config, written, file_bytes, _facts(target.tensors)])
         record = _record(to, source, key)
-        _write(stored, planned, to, record, written)
-        small = {**tokenizer, **_small(settled, planned)}
+        _write(target.tensors, planned, to, record, written)
+        small = {**target.tokenizer, **_small(target.config, planned)}
         for name, data in small.items():
             record["files"][name] = _put(to, name, data)
         storage.write_json(storage.join(to, RECORD), record | {"done": True})
@@ -102,13 +128,42 @@ def _config(folder: str, source: str) -> dict[str, Any]:
     return config
 
 
+def _whole(folder: str, source: str, config: dict[str, Any], family: str | None) -> Target:
+    """A model of a family: its tensors under the hub's names, in the order of the model."""
+    known = load_family(family or _family_of(config, source), config)
+    tokenizer = _tokenizer(folder, source, known)
+    settled = load_family(known.name, known.with_tokens(Tokenizer(tokenizer["tokenizer.json"], source).id))
+    stored = {
+        settled.hub_name(settled.model_name(name)): one
+        for name, one in _stored(folder, source).items()
+        if not settled.unused(name)
+    }
+    wanted = _wanted(settled)
+    tied = bool(settled.config.get("tie_word_embeddings"))
+    hub.check_names({name: one.info for name, one in stored.items()}, wanted, tied=tied, where=source)
+    ordered = {name: stored[name] for name in wanted}
+    return Target(known.name, ordered, settled.group_of, settled.export_config(), tokenizer)
+
+
+def _part_of(config: dict[str, Any]) -> Group | None:
+    """Which part the folder holds; None: a whole model."""
+    return None if "visual" in config else PARTS.get(config.get("model_type", ""))
+
+
+def _part(folder: str, source: str, config: dict[str, Any], part: Group) -> Target:
+    """A lone language model or tower: everything as it is. The tokenizer of a run is named by its recipe."""
+    kept = {key: value for key, value in config.items() if key not in AS_STORED}
+    return Target(part, _stored(folder, source), lambda _: part, kept, tokenizer_files(folder))
+
+
 def _family_of(config: dict[str, Any], source: str) -> str:
     found = [name for name in FAMILIES if class_of(name).model_type == config.get("model_type")]
     if len(found) != 1:
         raise ModelError(
             "cannot tell the family" if found else "a model of no family that is known",
             where=f"{source}/config.json, model_type",
-            expected=" or ".join(found) or ", ".join(sorted({class_of(name).model_type for name in FAMILIES})),
+            expected=" or ".join(found)
+            or ", ".join(sorted({*PARTS, *(class_of(name).model_type for name in FAMILIES)})),
             got=config.get("model_type"),
             do="name it with --family" if found else None,
         )
@@ -243,11 +298,11 @@ def _put(to: str, name: str, data: bytes) -> dict[str, Any]:
     return {"sha256": storage.sha256_bytes(data), "size_bytes": len(data)}
 
 
-def _small(family: Family, planned: list[FileInfo]) -> dict[str, bytes]:
+def _small(config: dict[str, Any], planned: list[FileInfo]) -> dict[str, bytes]:
     where = {entry.name: info.name for info in planned for entry in info.tensors}
     size_bytes = sum(entry.num_bytes for info in planned for entry in info.tensors)
     index = {"metadata": {"total_size": size_bytes}, "weight_map": dict(sorted(where.items()))}
-    return {"config.json": storage.json_bytes(family.export_config()), hub.INDEX: storage.json_bytes(index)}
+    return {"config.json": storage.json_bytes(config), hub.INDEX: storage.json_bytes(index)}
 
 
 def _tokenizer(folder: str, source: str, family: Family) -> dict[str, bytes]:
