@@ -8,6 +8,7 @@ not_exhaustive_category_ids; those of its neg_category_ids are known to be absen
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 
@@ -87,14 +88,26 @@ def object_of(annotation: dict, names: dict) -> dict:
     if isinstance(segmentation, dict):
         at = {"shape": "mask", "xyxy": box, "rle": _run_lengths(segmentation)}
     elif isinstance(segmentation, list) and segmentation:
-        at = {"shape": "mask", "xyxy": box, "polygons": segmentation}
+        at = {"shape": "mask", "xyxy": box, "polygons": _polygons(segmentation)}
     return {"label": names[category], "at": at}
+
+
+def _polygons(rings: list) -> list[list[float]]:
+    """Rings of x, y, x, y... as they are. Raises BadRow."""
+    for ring in rings:
+        if not isinstance(ring, list) or len(ring) < 6 or len(ring) % 2:
+            raise BadRow("bad-mask", "polygons of three points and more, x and y of each", ring)
+        if not all(isinstance(value, int | float) and math.isfinite(value) for value in ring):
+            raise BadRow("bad-mask", "polygons of finite numbers", ring)
+    return rings
 
 
 def _run_lengths(segmentation: dict) -> list[int]:
     """Run lengths as they are, or decompressed. Raises BadRow."""
     counts, size = field_of(segmentation, "counts"), segmentation.get("size")
     if isinstance(counts, list):
+        if not counts or not all(isinstance(run, int) and run >= 0 for run in counts):
+            raise BadRow("bad-mask", "run lengths of 0 and more pixels", counts)
         return counts
     from pipelines.prepare.grounding.masks import decompressed  # not before it is needed: it imports much
 

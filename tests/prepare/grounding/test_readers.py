@@ -75,11 +75,19 @@ BAD = [
     ({"size": [60, 41], "counts": PACKED["counts"].decode()}, "bad-mask"),
     ({"counts": PACKED["counts"].decode()}, "wrong-form"),
     ({"size": [40, 60]}, "wrong-form"),
+    ({"size": [40, 60], "counts": [100, -40, 2340]}, "bad-mask"),  # they add up
+    ({"size": [40, 60], "counts": ["a", 100]}, "bad-mask"),
+    ({"size": [40, 60], "counts": []}, "bad-mask"),
+    ([[1, 1, 2, 2]], "bad-mask"),
+    ([[12, 7, 29, 7, 29, 24], [1, 1, 2, 2, 3]], "bad-mask"),
+    ([[12, 7, 29, 7, 29, float("nan")]], "bad-mask"),
+    ([[12, 7, 29, 7, 29, "24"]], "bad-mask"),
+    ([12, 7, 29, 7, 29, 24], "bad-mask"),
 ]
 
 
 @pytest.mark.parametrize("segmentation, reason", BAD)
-def test_a_mask_that_cannot_be_read_is_refused_and_never_dropped(folder: Path, segmentation: dict, reason: str):
+def test_a_mask_that_cannot_be_read_is_refused_and_never_dropped(folder: Path, segmentation: Any, reason: str):
     found = coco_row(folder, segmentation)
     assert isinstance(found, Bad) and found.reason == reason
 
