@@ -9,7 +9,8 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="qwenvl convert",
         description="Published weights (*.bin or *.safetensors) into safetensors of the same keys, with config.json "
-        "and tokenizer.json. Names and shapes are checked first; the same command goes on where it was interrupted.",
+        "and tokenizer.json. A whole model's names and shapes are checked first; a lone language model or CLIP becomes "
+        "a part for model.init. The same command goes on where it was interrupted.",
     )
     made.add_argument("source", metavar="FOLDER", help="folder or s3:// address with config.json and the weights")
     made.add_argument("--to", required=True, metavar="FOLDER", help="folder or s3:// address to write")

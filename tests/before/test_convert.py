@@ -27,7 +27,7 @@ from trainer.before.tiktoken import WORDS, ranks_of, tokenizer_of
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import DataError, ModelError, QwenVLError, UsageError
 from trainer.models import hub, initial
-from trainer.models.llava import Llava
+from trainer.models.family import load_family
 from trainer.models.qwen_vl import QwenVL
 
 TEXT = "the cat sat on the mat; the other cats' hats were 12 and aaaaaaa bbb!  \n\n é 你好 ok "
@@ -253,8 +253,8 @@ def test_another_dtype_is_written_when_asked(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- parts
 
 
-LANGUAGE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-TOWER = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2}
+LANGUAGE: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+TOWER: dict[str, Any] = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2}
 TOWER |= {"image_size": 28, "patch_size": 14}
 
 
@@ -296,7 +296,8 @@ def test_llavas_parts_as_released_are_converted_and_assembled(tmp_path: Path) ->
     written = storage.read_json(str(tmp_path / "to" / "vicuna" / "config.json"))
     assert written == LANGUAGE | {"model_type": "llama"}
     text = LANGUAGE | {"model_type": "llama", "vocab_size": 92, "tie_word_embeddings": False}
-    whole = Llava({"model_type": "llava", "vision_config": TOWER, "text_config": text, "image_token_index": 91})
+    stated = {"model_type": "llava", "vision_config": TOWER, "text_config": text, "image_token_index": 91}
+    whole = load_family("llava", stated)
     to = tmp_path / "to"
     made = initial.assemble(whole, llm=str(to / "vicuna"), vision=str(to / "clip"), merger="random", seed=1)
     for stored, ours in (
@@ -321,7 +322,7 @@ def test_qwen_7b_is_the_language_model_of_qwen_vl(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="without a vision tower"):
         convert(str(tmp_path / "from"), str(tmp_path / "to"), family="qwen_vl")
     convert(str(tmp_path / "from"), str(tmp_path / "to"))
-    family = QwenVL(config() | {"vocab_size": 600})
+    family = load_family("qwen_vl", config() | {"vocab_size": 600})
     made = initial.assemble(family, llm=str(tmp_path / "to"), vision="random", merger="random", seed=1)
     assert len(text) > 8 and all(torch.equal(made.tensors[name](), text[name]) for name in text)
 
