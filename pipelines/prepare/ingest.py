@@ -53,9 +53,14 @@ class Funnel:
     kept: int = 0
     bad: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
+    faults: int = 0
+    """Of `bad`, those that max_bad_fraction bounds."""
 
     def refuse(self, bad: Bad) -> None:
         self.bad[bad.reason] += 1
+        self.faults += bad.fault
+        if not bad.fault:
+            return
         if len(self.examples) < SHOWN:
             self.examples.append(f"{bad.where}: {bad.reason}: expected {bad.expected}, got {bad.got}")
 
@@ -337,7 +342,7 @@ def _write(rows: Iterable[Row], facts: dict[str, str], writer: ShardWriter, funn
 def check(funnel: Funnel, max_bad_fraction: float, *, where: str) -> None:
     """Raises DataError when too many rows were refused, or none was kept."""
     refused = sum(funnel.bad.values())
-    if funnel.read and refused <= max_bad_fraction * funnel.read and funnel.kept:
+    if funnel.read and funnel.faults <= max_bad_fraction * funnel.read and funnel.kept:
         return
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(funnel.bad.items()))
     shown = "\n    ".join(funnel.examples)
@@ -345,6 +350,6 @@ def check(funnel: Funnel, max_bad_fraction: float, *, where: str) -> None:
         "rows that cannot be used" if refused else "a source without rows",
         where=where,
         expected=f"at most {max_bad_fraction:.2%} of the rows refused, and at least one kept",
-        got=f"{refused} of {funnel.read} ({reasons})\n    {shown}" if refused else "no rows",
+        got=f"{funnel.faults} of {funnel.read} ({reasons})\n    {shown}" if refused else "no rows",
         do="repair the rows, or raise prepare.max_bad_fraction to leave them out (counted in data/funnel.json)",
     )

@@ -9,8 +9,12 @@ from typing import Any
 import pytest
 
 from pipelines.prepare.formats.rows import Bad, Draft
-from tests.prepare.builders import a_picture
+from pipelines.prepare.grounding.phrases import NONE
+from pipelines.prepare.ingest import Place, write_source
+from tests.prepare.builders import a_picture, a_recipe, a_source, write_lines
 from tests.prepare.through import made, read
+from trainer.data.shards import Source
+from trainer.errors import DataError
 
 CUP = {"id": 1, "image_id": 1, "category_id": 3, "bbox": [6, 8, 20, 10]}
 
@@ -83,3 +87,77 @@ def test_a_tree_that_no_parser_here_reads_is_one_bad_row(content: str, reason: s
     (tmp_path / "screen.xml").write_text(content)
     [bad] = read("uiautomator", tmp_path / "screen.xml")
     assert isinstance(bad, Bad) and bad.reason == reason and got in bad.got, bad
+
+
+# ---------------------------------------------------------------- lists in one document
+
+LISTS = [
+    ({"annotations": [CUP, None]}, "annotations[1]", "wrong-form"),
+    ({"annotations": [CUP, "cup"]}, "annotations[1]", "wrong-form"),
+    ({"annotations": [CUP, {**CUP, "image_id": 7}]}, "annotations[1]", "unknown-image"),
+    ({"annotations": [CUP, {**CUP, "image_id": [1]}]}, "annotations[1]", "unknown-image"),
+    ({"categories": [{"id": 3, "name": "cup"}, {"id": 4, "name": "\ud800"}]}, "categories[1]", "not-unicode"),
+    ({"categories": [{"id": 3, "name": "cup"}, {"name": "cat"}]}, "categories[1]", "wrong-form"),
+    ({"images": [{"id": 1, "file_name": "red.png"}, None]}, "images[1]", "wrong-form"),
+]
+
+
+@pytest.mark.parametrize(("changes", "where", "reason"), LISTS)
+def test_an_entry_that_is_none_is_counted_with_its_index_and_the_rest_is_read(
+    changes: dict, where: str, reason: str, tmp_path: Path
+):
+    rows = read("coco", coco(tmp_path, **changes))
+    assert drafts(rows) == ["1"]
+    [bad] = [row for row in rows if isinstance(row, Bad)]
+    assert bad.reason == reason and bad.where == f"{tmp_path}/coco.json, {where}"
+
+
+def test_a_damaged_annotation_costs_its_picture_which_would_be_incomplete_without_it(tmp_path: Path):
+    for change in ({"caption": "\ud800"}, {"iscrowd": 1, "category_id": [3]}):
+        [bad] = read("coco", coco(tmp_path, annotations=[CUP, {**CUP, **change}]))
+        assert isinstance(bad, Bad) and bad.where.endswith("images[0]")
+
+
+def test_lists_of_another_kind_are_one_error(tmp_path: Path):
+    for name in ("images", "annotations", "categories"):
+        with pytest.raises(DataError, match=f"{name}: a list"):
+            read("coco", coco(tmp_path, **{name: {"1": {}}}))
+
+
+def test_a_layout_counts_what_belongs_to_no_page(tmp_path: Path):
+    page = {**CUP, "text": "tea"}
+    broken = {"annotations": [page, None, {**page, "image_id": 9}], "categories": [{"id": 3, "name": "text"}, None]}
+    rows = read("coco_layout", coco(tmp_path, **broken), "document")
+    assert drafts(rows) == ["1"]
+    assert sorted(row.reason for row in rows if isinstance(row, Bad)) == ["unknown-image", "wrong-form", "wrong-form"]
+
+
+def test_refs_are_read_beside_damaged_instances(tmp_path: Path):
+    coco(tmp_path, annotations=[None, CUP], images=[None, {"id": 1, "file_name": "red.png"}]).rename(
+        tmp_path / "instances.json"
+    )
+    said = [{"sent_id": 0, "sent": "the cup"}]
+    refs = [{"ref_id": n, "ann_id": n, "image_id": 1, "split": "train", "sentences": said} for n in (1, 2)]
+    rows = read("refcoco", write_lines(tmp_path / "refs.json", refs))
+    assert drafts(rows) == ["1-0"] and isinstance(rows[1], Bad) and rows[1].reason == "no-objects"
+
+
+def test_pictures_without_objects_are_counted_beside_the_faults(tmp_path: Path):
+    images = [{"id": n, "file_name": "red.png", "width": 60, "height": 40} for n in range(3)]
+    images[2]["neg_category_ids"] = [3]  # looked for, and not there
+    path = coco(tmp_path, images=images)
+    source = a_source("coco", path)
+    found = write_source(a_recipe(source).prepare, source, place(tmp_path / "out"), [str(path)], None, [])
+    assert found["kept"] == 2 and found["bad"] == {"no-objects": 1}, "not a fault at max_bad_fraction 0"
+    none = Source.open(str(tmp_path / "out")).sample(0, 1)
+    assert none.meta["absent"] == ["cup"] and "cup" in none.messages[0].parts[1].text  # type: ignore[union-attr]
+    assert none.messages[1].parts[0].text in NONE  # type: ignore[union-attr]
+    images[0]["file_name"] = "gone.png"
+    images[1]["file_name"] = "gone.png"
+    path = coco(tmp_path, images=images)
+    with pytest.raises(DataError, match=r"got: 1 of 3 .*1 missing-media"):
+        write_source(a_recipe(source).prepare, source, place(tmp_path / "out2"), [str(path)], None, [])
+
+
+def place(target: Path) -> Place:
+    return Place("mine", "train", str(target), "prepare.sources.mine", str(target.parent))

@@ -19,13 +19,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipelines.prepare.formats.blocks import Block, Box, page_messages, reading_order, unmarked
+from pipelines.prepare.formats.coco import annotations_of, categories_of, listed
 from pipelines.prepare.formats.layout import ROLES
 from pipelines.prepare.formats.peek import Peek
 from pipelines.prepare.formats.rows import (
+    Bad,
     BadRow,
     Draft,
     MediaRef,
     Row,
+    check_sound,
     field_of,
     guarded,
     json_document,
@@ -60,16 +63,23 @@ def looks(peek: Peek) -> str | None:
 
 def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
     found = json_document(path)
-    names = {category["id"]: str(category["name"]).lower() for category in found.get("categories", [])}
+    written, faults = categories_of(found, path)
+    yield from faults
+    names = {category: name.lower() for category, name in written.items()}
     of_image: dict[object, list[dict]] = defaultdict(list)
-    for annotation in found.get("annotations", []):
-        if not annotation.get("iscrowd") and not annotation.get("precedence"):
-            of_image[annotation.get("image_id")].append(annotation)
+    for annotation in annotations_of(found, path):
+        if isinstance(annotation, Bad):
+            yield annotation
+        elif not annotation.get("iscrowd") and not annotation.get("precedence"):
+            of_image[annotation["image_id"]].append(annotation)
 
     def one(image: dict, where: str) -> Draft:
         uri = resolve(media_root, field_of(image, "file_name"))
         size = (float(field_of(image, "width")), float(field_of(image, "height")))
-        outlines = [_outline(annotation, names) for annotation in of_image.get(image["id"], [])]
+        mine = of_image.get(image["id"], [])
+        for annotation in mine:
+            check_sound(annotation)
+        outlines = [_outline(annotation, names) for annotation in mine]
         needs = [role not in SILENT and not said for role, _, said in outlines]
         texts = _texts([box for _, box, _ in outlines], _cells(uri), size) if any(needs) else [""] * len(outlines)
         blocks = []
@@ -84,7 +94,7 @@ def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
         messages = page_messages([[blocks[at] for at in order]], source.rendering)
         return Draft(where, str(image["id"]), messages, [MediaRef(uri, "image")], meta={"stated_size": list(size)})
 
-    for number, image in enumerate(found.get("images", [])):
+    for number, image in enumerate(listed(found, "images", path)):
         yield guarded(f"{path}, images[{number}]", one, image)
 
 

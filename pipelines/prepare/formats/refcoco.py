@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipelines.prepare.formats.coco import object_of
+from pipelines.prepare.formats.coco import categories_of, id_of, listed, object_of
 from pipelines.prepare.formats.peek import PICKLES, Peek
 from pipelines.prepare.formats.rows import (
     Bad,
@@ -18,6 +18,7 @@ from pipelines.prepare.formats.rows import (
     Draft,
     MediaRef,
     Row,
+    check_sound,
     field_of,
     guarded,
     json_document,
@@ -74,7 +75,8 @@ def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
 
 
 def _instances(path: str) -> tuple[dict, dict, dict]:
-    """Pictures and annotations by id, names of categories by id."""
+    """Pictures and annotations by id, names of categories by id. What has no id is left out: a ref that means it is a
+    bad row."""
     folder = path.rpartition("/")[0]
     where = f"{folder}/{INSTANCES}" if folder else INSTANCES
     if not storage.exists(where):
@@ -82,17 +84,18 @@ def _instances(path: str) -> tuple[dict, dict, dict]:
             "refs without the boxes that they refer to", where=where, expected="COCO's instances beside refs"
         )
     found = json_document(where)
-    return (
-        {image["id"]: image for image in found.get("images", [])},
-        {annotation["id"]: annotation for annotation in found.get("annotations", [])},
-        {category["id"]: str(category["name"]) for category in found.get("categories", [])},
+    images, annotations = (
+        {id_of(entry, "id"): entry for entry in listed(found, name, where) if id_of(entry, "id") is not None}
+        for name in ("images", "annotations")
     )
+    return images, annotations, categories_of(found, where)[0]
 
 
 def _draft(entry: dict, where: str, root: str, images: dict, annotations: dict, names: dict) -> Draft:
     annotation, sentence = annotations.get(field_of(entry, "ann_id")), entry["sentence"]
     if annotation is None:
         raise BadRow("no-objects", f"the ann_id in {INSTANCES}", entry["ann_id"])
+    check_sound(annotation)
     image = images.get(annotation["image_id"])
     if image is None or annotation["image_id"] != entry.get("image_id", annotation["image_id"]):
         raise BadRow("no-objects", f"the picture of annotation {entry['ann_id']} in {INSTANCES}", entry.get("image_id"))

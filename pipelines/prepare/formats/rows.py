@@ -34,13 +34,17 @@ class Bad:
     got: str
     reason: str
     """A short name: what funnel.json counts by."""
+    fault: bool = True
+    """False: nothing is wrong with it, there is just nothing to learn. Counted, but prepare.max_bad_fraction is not for
+    it."""
 
 
 class BadRow(ValueError):
     """Raised inside a reader for the row at hand; the reader's loop turns it into a Bad."""
 
-    def __init__(self, reason: str, expected: str, got: object):
+    def __init__(self, reason: str, expected: str, got: object, *, fault: bool = True):
         super().__init__(f"{reason}: expected {expected}, got {got}")
+        self.fault = fault
         self.reason, self.expected, self.got = reason, expected, str(got)[:200]
 
 
@@ -221,7 +225,7 @@ def guarded(where: str, read_one: Callable[[dict, str], Draft], entry: dict) -> 
         check_sound(entry)
         return read_one(entry, where)
     except BadRow as error:
-        return Bad(where, error.expected, error.got, error.reason)
+        return Bad(where, error.expected, error.got, error.reason, error.fault)
     except DataError as error:  # of a file that belongs to this row alone
         return Bad(where, str(error.expected or "a file that can be read"), told(error), "wrong-form")
     except WRONG as error:
