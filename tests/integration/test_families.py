@@ -37,7 +37,9 @@ def short(recipe: Recipe, name: str) -> dict[str, Any]:
     """The recipe on the small corpus, STEPS steps a stage, its stages and freeze configuration as they are."""
     stages: dict[str, Any] = {}
     for stage, config in recipe.stages.named().items():
-        stages[stage] = {"schedule": {"steps": STEPS}, "checkpoint": {"every_steps": STEPS}, "held_out_packs": 2}
+        stages[stage] = {"checkpoint": {"every_steps": STEPS}, "held_out_packs": 2}
+        if stage != "dpo":  # one pass: each pair is used once
+            stages[stage]["schedule"] = {"steps": STEPS}
         if config.sampling is not None:
             stages[stage]["sampling"] = {"requests": 4, "answers": 2, "max_new_tokens": 4}
     sources = {
@@ -76,7 +78,7 @@ def test_the_tiny_recipe_goes_through_its_stages(family: str, corpus: Path, tmp_
     assert "finished in" in ended.stdout
     for stage, config in recipe.stages.named().items():
         result = handover.read(str(out), stage)
-        assert result.metrics["steps"] == STEPS
+        assert result.metrics["steps"] == STEPS or (stage == "dpo" and result.metrics["steps"] >= 1)
         check_frozen(result.freeze_table, {group: getattr(config.train, group) for group in GROUPS})
         logs = "".join(path.read_text() for path in (out / stage).rglob("rank0.log"))
         assert "attention: sdpa, " in logs, "the choice is told at start"
