@@ -18,7 +18,7 @@ from pipelines.prepare.whole import is_whole
 from trainer import storage
 from trainer.data import media, video
 from trainer.data.sample import Media, Sample, to_json
-from trainer.errors import MediaError, StorageError
+from trainer.errors import DataError, MediaError, StorageError, UsageError
 
 LENGTH_SHARE, LENGTH_S = 0.02, 1.0
 """By which a video's length may differ from what its annotation says, together: players and containers round."""
@@ -55,6 +55,8 @@ def _sample(draft: Draft, facts: dict[str, str]) -> tuple[Sample, list[bytes]] |
             return Bad(
                 draft.where, f"a whole {ref.kind}: {_shown(ref.uri)}", f"{error.what}: {error.got}", "damaged-media"
             )
+        except (StorageError, UsageError, DataError, *WRONG) as error:
+            return Bad(draft.where, f"the {ref.kind} {_shown(ref.uri)}", told(error), "unreachable-media")
         files.append(data)
     try:
         scale = _scales(draft, described)
@@ -100,10 +102,6 @@ def _read(uri: str, media_root: str) -> bytes:
         return storage.read_bytes(uri.removeprefix("file://"))
     except (IsADirectoryError, NotADirectoryError) as error:
         raise FileNotFoundError(uri) from error
-    except StorageError as error:
-        if uri.startswith(("http://", "https://")) and "404" in str(error):
-            raise FileNotFoundError(uri) from error
-        raise
 
 
 def describe(data: bytes, ref: MediaRef, media_root: str = "", *, header_only: bool = False) -> Media:

@@ -39,6 +39,14 @@ def open_document(data: bytes, where: str) -> pdfium.PdfDocument:
         raise MediaError("the PDF cannot be read", where=where, expected="a PDF without password", got=error) from None
 
 
+def page_of(document: pdfium.PdfDocument, number: int, where: str) -> pdfium.PdfPage:
+    """A page, counted from 1; call with LOCK held. Raises MediaError: the document's tree names no page there."""
+    try:
+        return document[number - 1]
+    except pdfium.PdfiumError as error:
+        raise MediaError("a page that cannot be read", where=address(where, number), got=error) from None
+
+
 def page_png(uri: str) -> bytes:
     """The page drawn at SCALE.
 
@@ -53,13 +61,15 @@ def page_png(uri: str) -> bytes:
         document = _document(path)
         if not 1 <= number <= len(document):
             raise MediaError("no such page", where=uri, expected=f"1 to {len(document)}", got=number)
-        page = document[number - 1]
+        page = page_of(document, number, path)
         try:
             width, height = (side * SCALE for side in page.get_size())
             if width * height > media.MAX_PIXELS:
                 got = f"{width:.0f}x{height:.0f}"
                 raise MediaError("a page too large", where=uri, expected=f"at most {media.MAX_PIXELS} pixels", got=got)
             picture = page.render(scale=SCALE).to_pil().convert("RGB")
+        except pdfium.PdfiumError as error:
+            raise MediaError("a page that cannot be drawn", where=uri, got=error) from None
         finally:
             page.close()
     sink = io.BytesIO()

@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 
+from pipelines.prepare import pdf_pages
 from pipelines.prepare.formats.rows import Bad, Draft
 from pipelines.prepare.grounding.phrases import NONE
 from pipelines.prepare.ingest import Place, write_source
-from tests.prepare.builders import a_picture, a_recipe, a_source, write_lines
+from tests.prepare.builders import a_caption, a_picture, a_recipe, a_source, write_lines
 from tests.prepare.through import made, read
+from trainer import storage
 from trainer.data.shards import Source
-from trainer.errors import DataError
+from trainer.errors import DataError, MediaError
 
 CUP = {"id": 1, "image_id": 1, "category_id": 3, "bbox": [6, 8, 20, 10]}
 
@@ -161,3 +163,83 @@ def test_pictures_without_objects_are_counted_beside_the_faults(tmp_path: Path):
 
 def place(target: Path) -> Place:
     return Place("mine", "train", str(target), "prepare.sources.mine", str(target.parent))
+
+
+# ---------------------------------------------------------------- media that cannot be reached
+
+NAMED = [
+    "foo://host/a.png",
+    "ftp://host/a.png",
+    "zip://a.png::file:///data/pictures.zip",
+    "filecache::https://host/a.png",
+    "zip://a.png::s3://bucket/a.zip#bytes=0-9",
+    "s3://bucket/a::file:///data/a.tar#bytes=0-9",
+    "http://127.0.0.1:9/a.png",
+    "https://[host/a.png",
+    "s3://",
+    "a.png\0.jpg",
+    f"{'a' * 300}.png",
+    "rows.jsonl#cell=0/0/image",
+    "rows.jsonl#bytes=0-4",
+    "rows.jsonl/a.png",
+    "",
+]
+
+
+@pytest.mark.parametrize("uri", NAMED)
+def test_whatever_a_row_names_costs_that_row(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(storage, "FIRST_WAIT_S", 0.0)
+    (tmp_path / "red.png").write_bytes(a_picture())
+    path = write_lines(tmp_path / "rows.jsonl", [a_caption(0), a_caption(1, image=[uri]), a_caption(2)])
+    rows = made(read("llava", path), "caption")
+    [bad] = [row for row in rows if isinstance(row, Bad)]
+    reasons = ("unreachable-media", "missing-media", "damaged-media", "wrong-form")
+    assert len(rows) == 3 and rows[1] is bad and bad.reason in reasons and len(bad.got) < 700
+    if "::" in uri or uri.startswith(("foo", "ftp", "http:")):
+        assert bad.reason == "unreachable-media"
+
+
+def test_a_url_may_hold_another(tmp_path: Path):
+    path = write_lines(tmp_path / "rows.jsonl", [a_caption(image="https://host/get?url=ftp://b::c/a.png")])
+    [row] = read("llava", path)
+    assert isinstance(row, Draft) and row.media[0].uri == "https://host/get?url=ftp://b::c/a.png"
+
+
+def test_a_page_of_a_layout_at_no_address_costs_that_page(tmp_path: Path):
+    images = [{"id": 1, "file_name": "foo://host/a.png", "width": 60, "height": 40}]
+    [bad] = read("coco_layout", coco(tmp_path, images=images, categories=[{"id": 3, "name": "text"}]), "document")
+    assert isinstance(bad, Bad) and bad.reason == "unreachable-media" and "foo://" in bad.got
+
+
+def a_pdf(pages: list[str | None]) -> bytes:
+    """Pages of one line each; None: the tree of pages names an object that is null."""
+    objects = ["<</Type/Catalog/Pages 2 0 R>>", "", "<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>"]
+    kids = []
+    for words in pages:
+        number = len(objects) + 1
+        kids.append(f"{number} 0 R")
+        if words is None:
+            objects.append("null")
+            continue
+        drawn = f"BT /F 20 Tf 20 50 Td ({words}) Tj ET"
+        page = "<</Type/Page/Parent 2 0 R/MediaBox[0 0 200 100]/Resources<</Font<</F 3 0 R>>>>"
+        objects += [f"{page}/Contents {number + 1} 0 R>>", f"<</Length {len(drawn)}>>stream\n{drawn}\nendstream"]
+    objects[1] = f"<</Type/Pages/Count {len(kids)}/Kids[{' '.join(kids)}]>>"
+    body, at = "%PDF-1.4\n", []
+    for number, content in enumerate(objects, 1):
+        at.append(len(body))
+        body += f"{number} 0 obj\n{content}\nendobj\n"
+    table = "".join(f"{place:010d} 00000 n \n" for place in at)
+    size = len(objects) + 1
+    trailer = f"trailer<</Size {size}/Root 1 0 R>>\nstartxref\n{len(body)}\n%%EOF\n"
+    return f"{body}xref\n0 {size}\n0000000000 65535 f \n{table}{trailer}".encode()
+
+
+def test_a_page_that_is_none_costs_that_page_of_a_pdf(tmp_path: Path):
+    (tmp_path / "a.pdf").write_bytes(a_pdf(["One", None, "Three"]))
+    rows = made(read("pdf", tmp_path / "a.pdf", "document"), "document")
+    assert [isinstance(row, Bad) for row in rows] == [False, True, False]
+    bad = rows[1]
+    assert isinstance(bad, Bad) and bad.reason == "bad-pdf" and bad.where.endswith("a.pdf, page 2")
+    with pytest.raises(MediaError, match="cannot be read"):
+        pdf_pages.page_png(f"{tmp_path}/a.pdf#page=2")

@@ -20,6 +20,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
+import pypdfium2 as pdfium
+
 from pipelines.prepare import pdf_pages
 from pipelines.prepare.formats.blocks import Block, page_messages, reading_order, unmarked
 from pipelines.prepare.formats.pdf_text import Line, Page, page_of
@@ -51,10 +53,12 @@ def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
     except MediaError as error:
         yield Bad(path, str(error.expected), f"{error.what}: {error.got}", "bad-pdf")
         return
-    body, levels = _sizes(pages)
+    body, levels = _sizes([page for page in pages if isinstance(page, Page)])
 
     def one(entry: dict, where: str) -> Draft:
         page, number = entry["page"], entry["number"]
+        if isinstance(page, MediaError):
+            raise BadRow("bad-pdf", "a whole page", f"{page.what}: {page.got}")
         _check(page)
         blocks = blocks_of(page, body, levels)
         messages = page_messages([blocks], source.rendering)
@@ -65,7 +69,8 @@ def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
         yield guarded(f"{path}, page {number}", one, {"page": page, "number": number})
 
 
-def _pages(path: str) -> Iterator[Page]:
+def _pages(path: str) -> Iterator[Page | MediaError]:
+    """Every page, or why it cannot be read. Raises DataError, and MediaError for the document as a whole."""
     try:
         data = storage.read_bytes(path)
     except FileNotFoundError:
@@ -73,10 +78,19 @@ def _pages(path: str) -> Iterator[Page]:
     with pdf_pages.LOCK:
         document = pdf_pages.open_document(data, path)
         try:
-            found = [page_of(document[number]) for number in range(len(document))]
+            found = [_page(document, number, path) for number in range(1, len(document) + 1)]
         finally:
             document.close()
     yield from found
+
+
+def _page(document: pdfium.PdfDocument, number: int, path: str) -> Page | MediaError:
+    try:
+        return page_of(pdf_pages.page_of(document, number, path))
+    except MediaError as error:
+        return error
+    except pdfium.PdfiumError as error:
+        return MediaError("a page that cannot be read", where=pdf_pages.address(path, number), got=error)
 
 
 def _check(page: Page) -> None:

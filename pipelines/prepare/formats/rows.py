@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pipelines.prepare.embedded import is_embedded
 from trainer import storage
 from trainer.data.sample import Key
-from trainer.errors import DataError
+from trainer.errors import DataError, QwenVLError, StorageError, UsageError
 from trainer.recipe import Source
 
 Units = Literal["pixels", "thousand", "unit"]
@@ -228,6 +228,8 @@ def guarded(where: str, read_one: Callable[[dict, str], Draft], entry: dict) -> 
         return Bad(where, error.expected, error.got, error.reason, error.fault)
     except DataError as error:  # of a file that belongs to this row alone
         return Bad(where, str(error.expected or "a file that can be read"), told(error), "wrong-form")
+    except (StorageError, UsageError) as error:
+        return Bad(where, "files that can be reached", told(error), "unreachable-media")
     except WRONG as error:
         return Bad(where, "the fields of the format", told(error), "wrong-form")
 
@@ -238,7 +240,7 @@ WRONG = (KeyError, TypeError, ValueError, AttributeError, IndexError, Arithmetic
 
 def told(error: Exception) -> str:
     """An error in a line of a report; numbers in it may have any length."""
-    if isinstance(error, DataError):
+    if isinstance(error, QwenVLError):
         return ": ".join(str(part)[:200] for part in (error.what, error.where, error.got) if part is not None)
     return f"{type(error).__name__}: {error}"[:200]
 
@@ -264,12 +266,25 @@ def check_sound(entry: dict) -> None:
 
 
 def resolve(root: str, path: str) -> str:
-    """A medium's path as it can be opened: URIs and absolute paths as they are, others below root."""
-    if not isinstance(path, str) or not path:
+    """A medium's path as it can be opened: URIs and absolute paths as they are, others below root.
+
+    Raises:
+        BadRow: no path, or an address of a kind that rows may not name. What a row says comes from strangers, and
+            fsspec knows kinds that log in elsewhere or chain others (zip://a::b).
+    """
+    if not isinstance(path, str) or not path or "\0" in path:
         raise BadRow("wrong-form", "the path of a file", repr(path))
+    scheme, found, _ = path.partition("://") if not path.startswith("data:") else ("", "", "")
+    chained = "::" in path and is_embedded(path)  # a URL may hold ::, but embedded.py gives its container to fsspec
+    if found and (chained or scheme not in (*SCHEMES, root.partition("://")[0])):
+        raise BadRow("unreachable-media", f"a path, data: or one of {', '.join(SCHEMES)}", path)
     if path.startswith(("/", "data:")) or "://" in path or is_embedded(path):
         return path
     return f"{root.rstrip('/')}/{path.removeprefix('./')}"
+
+
+SCHEMES = ("file", "http", "https", "s3")
+"""Addresses that a row may name, beside those of the kind that the media folder has."""
 
 
 def field_of(entry: dict, *names: str) -> Any:
