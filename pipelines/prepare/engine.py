@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from itertools import islice
 from typing import Any, Literal, TypeVar
+
+from trainer.data.shards import ShardReader
 
 T = TypeVar("T")
 
@@ -22,6 +25,12 @@ def blocks(items: Iterable[T], size: int) -> Iterator[list[T]]:
     iterator = iter(items)
     while block := list(islice(iterator, size)):
         yield block
+
+
+@lru_cache(maxsize=8)
+def reader_of(uri: str, _digest: str) -> ShardReader:
+    """For row functions that read shards: one a source and process; another content is another reader."""
+    return ShardReader(uri)
 
 
 class Engine:

@@ -56,16 +56,26 @@ class Work:
         return [json.loads(text) for text, _ in self.engine.map(function, texts)]
 
     def column(
-        self, source: Source, shard: int, *, kind: str, key: str, rows: Rows, schema: pa.Schema, told: str
+        self,
+        source: Source,
+        shard: int,
+        *,
+        kind: str,
+        key: str,
+        rows: Rows,
+        schema: pa.Schema,
+        told: str,
+        whole: Callable[[], bool] = lambda: True,
     ) -> pa.Table:
         """The stored column of a kind (clean, score, near) with this key, else the one computed now.
 
         `key` covers everything but the shard itself; its first 12 characters are in the file's name.
+        `whole` is asked when all rows were computed: where it says no, the column is not stored.
         """
         index = source.index(shard)
-        whole = f"{key}/{source.manifest['shards'][shard]['index_sha256']}"
+        full = f"{key}/{source.manifest['shards'][shard]['index_sha256']}"
         name = f"{kind}-{key[:12]}"
-        if (table := read_column(source.uri, shard, name, whole, num_rows=index.num_rows)) is not None:
+        if (table := read_column(source.uri, shard, name, full, num_rows=index.num_rows)) is not None:
             return table
         found: list[dict[str, Any]] = []
         last = time.monotonic()
@@ -76,7 +86,8 @@ class Work:
                 last = time.monotonic()
                 print(f"curate: {told} {kind} shard {shard}, {len(found)} of {index.num_rows}", flush=True)
         table = pa.Table.from_pylist(found, schema=schema)
-        write_column(source.uri, shard, name, table, whole)
+        if whole():
+            write_column(source.uri, shard, name, table, full)
         self.computed[kind] = self.computed.get(kind, 0) + len(found)
         return table
 

@@ -26,7 +26,7 @@ from trainer.after.completions import Refused, complete
 from trainer.curation import Judge
 from trainer.data import media as images
 from trainer.data.sample import Image, Objects, Sample, Text, parts_of
-from trainer.errors import DataError
+from trainer.errors import DataError, MediaError
 from trainer.resolve import digest
 
 VERSION = 1
@@ -87,6 +87,8 @@ class Counts:
     """Answers of another form, recorded ones included."""
     failed: int = 0
     """Samples without a valid answer: kept."""
+    unanswered: int = 0
+    """Requests that no answer came to: made again when the scores are needed again."""
     errors: list[str] = field(default_factory=list)
 
 
@@ -116,11 +118,14 @@ class Asking:
         sample_of = {number: sample for sample, number in block}
         requests = {number: request_digest(sample, self.judge) for sample, number in block}
         open_ = [(number, answer) for _, number in block for answer in range(self.judge.answers)]
+        unreadable: set[int] = set()
         for form in range(NUM_FORMS):
             wanted = {place: self._asked(requests[place[0]], place[1], form) for place in open_}
             missing = {asked: place for place, asked in reversed(wanted.items()) if self.record.get(asked) is None}
             self.counts.recorded += sum(self.record.get(asked) is not None for asked in wanted.values())
-            self._ask(pool, [(sample_of[place[0]], place[0], asked) for asked, place in missing.items()], media_of)
+            unreadable |= self._ask(
+                pool, [(sample_of[place[0]], place[0], asked) for asked, place in missing.items()], media_of
+            )
             left = []
             for place in open_:
                 given = self.record.get(wanted[place])
@@ -130,17 +135,25 @@ class Asking:
                 elif given is not None:
                     self.counts.malformed += 1
                     left.append(place)
+                else:
+                    self.counts.unanswered += place[0] not in unreadable
             open_ = left
         return valid
 
-    def _ask(self, pool: ThreadPoolExecutor, places: list[tuple[Sample, int, Asked]], media_of: MediaOf) -> None:
+    def _ask(self, pool: ThreadPoolExecutor, places: list[tuple[Sample, int, Asked]], media_of: MediaOf) -> set[int]:
+        """Returns the numbers of samples that cannot be asked about: an image of theirs cannot be decoded."""
         if not places:
-            return
+            return set()
         formatted = self._takes_format()
         messages: dict[int, Any] = {}
+        unreadable: set[int] = set()
         for sample, number, _ in places:  # images are read once, whatever the number of answers
-            if number not in messages:
-                messages[number] = messages_of(sample, media_of(number), self.judge)
+            if number not in messages and number not in unreadable:
+                try:
+                    messages[number] = messages_of(sample, media_of(number), self.judge)
+                except MediaError as error:
+                    unreadable.add(number)
+                    self.counts.errors.append(f"{sample.id}: {error.what}")
 
         def one(place: tuple[Sample, int, Asked]) -> tuple[Asked, Given | Exception]:
             _, number, asked = place
@@ -149,11 +162,12 @@ class Asking:
             except (OSError, ValueError, LookupError, TypeError) as error:
                 return asked, error
 
-        answered = list(pool.map(one, places))
+        answered = list(pool.map(one, [place for place in places if place[1] in messages]))
         self.counts.asked += len(answered)
         self.record.add({asked: given for asked, given in answered if isinstance(given, Given)})
         failed = [given for _, given in answered if isinstance(given, Exception)]
         self.counts.errors += [f"{type(error).__name__}: {error}"[:300] for error in failed[:3]]
+        return unreadable
 
     def _call(self, messages: list, seed: int, formatted: bool) -> Given:
         found = complete(self.judge.url, self._body(messages, seed, formatted), timeout_s=self.judge.timeout_s)
@@ -219,7 +233,8 @@ def request_digest(sample: Sample, judge: Judge) -> str:
 
 
 def messages_of(sample: Sample, files: Sequence[bytes], judge: Judge) -> list[dict[str, Any]]:
-    """The prompt, then text and images in reading order; what does not fit is cut, and said to be."""
+    """The prompt, then text and images in reading order; what does not fit is cut, and said to be. Raises
+    MediaError."""
     content: list[dict[str, Any]] = []
     room, shown = judge.max_characters, 0
     for part in parts_of(sample):

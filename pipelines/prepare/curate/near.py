@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -21,11 +20,13 @@ from pipelines.prepare.curate.columns import Work, place_of, uid_of
 from pipelines.prepare.curate.components import components, duplicates
 from pipelines.prepare.curate.content import content_digest, text_of
 from pipelines.prepare.curate.filters import Verdict
+from pipelines.prepare.engine import reader_of
 from trainer import storage
 from trainer.curation import Near
 from trainer.data import kept
 from trainer.data.sample import from_json
-from trainer.data.shards import ShardReader, Source
+from trainer.data.shards import Source
+from trainer.errors import MediaError
 from trainer.resolve import digest
 
 VERSION = [1, text_signature.VERSION, image_signature.VERSION, pairs.LIMIT, pairs.NEIGHBOURS]
@@ -56,10 +57,11 @@ def _text_facts(text: str) -> tuple[str, list[bytes]]:
 
 
 def image_columns(work: Work, source: Source, told: str) -> pa.Table:
-    """image_signature.SCHEMA, one row a sample; every image is decoded, once."""
+    """image_signature.SCHEMA, one row a sample; every image is decoded, once. One that cannot be decoded (what
+    prepare.verify_media: header lets through) has an empty hash and is the same as its own bytes alone."""
 
     def rows(texts: list[str], shard: int, block: list[int]) -> list[dict[str, Any]]:
-        asked = [json.dumps({"uri": source.uri, "shard": shard, "row": row}) for row in block]
+        asked = [json.dumps({"uri": source.uri, "digest": source.digest, "shard": shard, "row": row}) for row in block]
         found = []
         for row, (facts, files) in zip(block, work.engine.map(_image_facts, asked), strict=True):
             half = len(files) // 2
@@ -76,25 +78,33 @@ def image_columns(work: Work, source: Source, told: str) -> pa.Table:
     return _all(work, source, "near_image", image_signature.VERSION, rows, image_signature.SCHEMA, told)
 
 
-@lru_cache(maxsize=4)
-def _reader(uri: str) -> ShardReader:
-    return ShardReader(uri)
-
-
 def _image_facts(asked: str) -> tuple[str, list[bytes]]:
     """(identities of the sample's images, their hashes and then their thumbnails)."""
     place = json.loads(asked)
-    reader = _reader(place["uri"])
+    reader = reader_of(place["uri"], place["digest"])
     sample = reader.source.sample(place["shard"], place["row"])
     if not any(media.kind == "image" for media in sample.media):
         return "[]", []
     files = reader.media(place["shard"], place["row"])
     found = [
-        (image_signature.image_id(file.digest), *image_signature.image_signature(data, where=file.origin))
+        (image_signature.image_id(file.digest), *_signature(data, file.origin))
         for file, data in zip(sample.media, files, strict=True)
         if file.kind == "image"
     ]
     return json.dumps([item[0] for item in found]), [*(item[1] for item in found), *(item[2] for item in found)]
+
+
+def _signature(data: bytes, origin: str) -> tuple[bytes, bytes]:
+    try:
+        return image_signature.image_signature(data, where=origin)
+    except MediaError:
+        return b"", b""
+
+
+def undecodable(work: Work, source: Source, told: str) -> int:
+    """Samples with an image that has no signature."""
+    hashes = image_columns(work, source, told)["hashes"].to_pylist()
+    return sum(any(not one for one in row) for row in hashes)
 
 
 def _all(work: Work, source: Source, kind: str, version: int, rows: Any, schema: pa.Schema, told: str) -> pa.Table:
@@ -216,6 +226,7 @@ class Compared:
         table = pa.concat_tables(self._columns("image"))
         flat = [table[name].combine_chunks().flatten() for name in ("images", "hashes", "thumbs")]
         _, first = np.unique(flat[0].to_numpy(), return_index=True)
+        first = np.array([at for at in first.tolist() if flat[1][at].as_py()], np.int64)  # those that were decoded
         ids, hashes, thumbs = (column.take(pa.array(first)) for column in flat)
         bits = np.frombuffer(b"".join(hashes.to_pylist()), np.uint8).reshape(len(ids), image_signature.NUM_BITS // 8)
         bands = pa.array(image_signature.bands_of(bits).tolist(), pa.list_(pa.uint64()))

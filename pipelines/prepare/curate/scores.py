@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import math
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import pyarrow as pa
 from pipelines.prepare.curate import judge, statistics
 from pipelines.prepare.curate.columns import Work
 from pipelines.prepare.curate.record import Record
+from pipelines.prepare.engine import reader_of
 from trainer import storage
 from trainer.curation import Judge, Score
 from trainer.data.sample import from_json
@@ -30,7 +30,8 @@ Scored = list[dict[str, float]]
 def columns(
     work: Work, source: Source, asked: Score, *, name: str, out: str, seed: int
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """({criterion: float64[N]}, what judging took). NaN: the criterion does not apply, or no valid answer came.
+    """({criterion: float64[N]}, facts for the funnel: what judging took, or samples with an image that cannot be
+    decoded). NaN: the criterion does not apply, or no valid answer came.
 
     Raises:
         DataError: more samples than judge.max_failed are without a valid answer.
@@ -41,16 +42,33 @@ def columns(
         key = digest({"scorer": judge_facts(asked.judge), "version": VERSION, "seed": seed})
         asking = judge.Asking(asked.judge, Record(storage.join(out, "data", "answers", "judge", name)), seed=seed)
         rows, counts = _judged(source, asking, asked.judge, name), asking.counts
-    tables = [
-        work.column(source, shard, kind="score", key=key, rows=rows, schema=SCHEMA, told=name)
-        for shard in range(source.num_shards)
-    ]
+    tables = [_column(work, source, shard, key=key, rows=rows, counts=counts, told=name)
+              for shard in range(source.num_shards)]  # fmt: skip
     table = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
     found = {criterion: table[criterion].to_numpy() for criterion in CRITERIA}
-    facts = {"asked": counts.asked, "recorded": counts.recorded, "malformed": counts.malformed} if counts else {}
-    if counts:
-        facts["failed"] = int(np.isnan(found["text_quality"]).sum())
-    return found, facts
+    if counts is None:
+        lost = _undecodable(source, found)
+        return found, {"undecodable": lost} if lost else {}
+    facts = {name: getattr(counts, name) for name in ("asked", "recorded", "malformed", "unanswered")}
+    return found, {"judge": {**facts, "failed": int(np.isnan(found["text_quality"]).sum())}}
+
+
+def _column(
+    work: Work, source: Source, shard: int, *, key: str, rows: Any, counts: judge.Counts | None, told: str
+) -> pa.Table:
+    """A shard's scores. Calls that failed are made again when scores are needed again: with a hole nothing is
+    stored, and the record gives what was answered."""
+    before = counts.unanswered if counts else 0
+    return work.column(
+        source, shard, kind="score", key=key, rows=rows, schema=SCHEMA, told=told,
+        whole=lambda: counts is None or counts.unanswered == before,
+    )  # fmt: skip
+
+
+def _undecodable(source: Source, found: dict[str, np.ndarray]) -> int:
+    """Samples with images whose scores do not count them."""
+    images = [source.index(shard)["num_images"].to_numpy() for shard in range(source.num_shards)]
+    return int((np.isnan(found["information_balance"]) & (np.concatenate([np.zeros(0), *images]) > 0)).sum())
 
 
 def judge_facts(asked: Judge) -> dict[str, Any]:
@@ -58,14 +76,9 @@ def judge_facts(asked: Judge) -> dict[str, Any]:
     return asked.model_dump(mode="json", exclude={"url", "concurrency", "timeout_s", "max_failed"})
 
 
-@lru_cache(maxsize=4)
-def _reader(uri: str) -> ShardReader:
-    return ShardReader(uri)
-
-
 def _statistics(work: Work, source: Source) -> Any:
     def rows(texts: list[str], shard: int, block: list[int]) -> Scored:
-        asked = [json.dumps({"uri": source.uri, "shard": shard, "row": row}) for row in block]
+        asked = [json.dumps({"uri": source.uri, "digest": source.digest, "shard": shard, "row": row}) for row in block]
         return work.map(_statistics_row, asked)
 
     return rows
@@ -73,7 +86,7 @@ def _statistics(work: Work, source: Source) -> Any:
 
 def _statistics_row(asked: str) -> tuple[str, list[bytes]]:
     place = json.loads(asked)
-    reader = _reader(place["uri"])
+    reader = reader_of(place["uri"], place["digest"])
     sample = reader.source.sample(place["shard"], place["row"])
     return json.dumps(statistics.scores(sample, reader.media(place["shard"], place["row"]))), []
 

@@ -8,7 +8,8 @@ image_text_complementarity   of the text's words, those that do not describe the
 information_balance          the smaller over the larger of: information of the text, information of the images
 
 Information of a text is its different content words; of an image its colours (entropy of 64 bins) times its edges. An
-image full of both counts as WORDS_OF_IMAGE words (ours). What cannot be told (no image, nothing describes it) is NaN.
+image full of both counts as WORDS_OF_IMAGE words (ours). What cannot be told (no image, one that
+cannot be decoded, nothing describes it) is NaN.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pipelines.prepare.curate.content import text_of, texts_beside_images, words
 from pipelines.prepare.curate.signals import lists, text_signals
 from trainer.data import media
 from trainer.data.sample import Sample
+from trainer.errors import MediaError
 
 VERSION = 1
 WORDS_OF_IMAGE = 100
@@ -42,12 +44,15 @@ NAN = math.nan
 
 
 def scores(sample: Sample, files: Sequence[bytes]) -> dict[str, float]:
-    """The four criteria, each 0..1 or NaN. Raises MediaError."""
-    pictures = [
-        picture_information(data, where=file.origin)
-        for file, data in zip(sample.media, files, strict=True)
-        if file.kind == "image"
-    ]
+    """The four criteria, each 0..1 or NaN: where an image cannot be decoded, those of images are."""
+    try:
+        pictures = [
+            picture_information(data, where=file.origin)
+            for file, data in zip(sample.media, files, strict=True)
+            if file.kind == "image"
+        ]
+    except MediaError:
+        pictures = []
     own, inside = (content_words(text) for text in texts_beside_images(sample))
     shown = sum(pictures)
     return {
@@ -82,7 +87,8 @@ def text_quality(text: str) -> float:
 
 
 def picture_information(data: bytes, *, where: object = None) -> float:
-    """0..1: entropy of the colours times the share of edges, with a ceiling at a fifth of the pixels."""
+    """0..1: entropy of the colours times the share of edges, with a ceiling at a fifth of the pixels. Raises
+    MediaError."""
     picture = media.upright(data, where=where)
     picture.thumbnail((SIDE, SIDE))
     pixels = np.asarray(picture, np.int64)

@@ -51,7 +51,8 @@ def curate(recipe: Recipe, out: str, work: Work | None = None) -> dict[str, Json
     """Curates every source that says how, one after those that it is compared with.
 
     Returns:
-        {source: {read, kept, dropped, examples}}
+        {source: {read, kept, dropped, examples}}, with judge where one was asked and, where there are any, the
+        number of samples with an image that cannot be decoded (`undecodable`)
 
     Raises:
         DataError: a list that is not there, a judge without valid answers, or nothing kept of a source.
@@ -79,12 +80,14 @@ def _source(run: Curation, name: str, asked: Curate, folder: str) -> Json:
     if asked.clean is not None:
         state.apply(clean_verdicts(asked.clean, clean_columns(run.work, source, asked.clean, name)))
     if asked.score is not None:
-        columns, judged = scores.columns(run.work, source, asked.score, name=name, out=run.out, seed=run.recipe.seed)
-        state.facts |= {"judge": judged} if judged else {}
+        columns, facts = scores.columns(run.work, source, asked.score, name=name, out=run.out, seed=run.recipe.seed)
+        state.facts |= facts
         state.apply(score_verdicts(asked.score, columns))
     for part in ("decontaminate", "dedup"):
         if (same := getattr(asked, part)) is not None:
             state.apply(run.known.verdicts(part, name, same, state.alive))
+            if same.image is not None and (lost := near.undecodable(run.work, source, name)):
+                state.facts["undecodable"] = lost
     funnel = state.write(key)
     told = ", ".join(f"{count} {reason}" for reason, count in funnel["dropped"].items()) or "none"
     took = time.monotonic() - began

@@ -19,13 +19,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from pipelines.prepare.engine import reader_of
 from pipelines.prepare.grounding.annotated import Annotated, annotated, vocabulary
 from pipelines.prepare.grounding.paste import Cutout, Pasted, Unused, cut_out, paste_all, scaled
 from pipelines.prepare.grounding.phrases import DETECT, pick
 from trainer.data import kept, media
 from trainer.data.order import id_hash
 from trainer.data.sample import Media, Sample, to_json
-from trainer.data.shards import ShardReader, Source
+from trainer.data.shards import Source
+from trainer.errors import MediaError
 from trainer.grounding import CopyPaste
 
 JPEG = {"quality": 95, "subsampling": 0}
@@ -169,12 +171,6 @@ def _words(uri: str, key: str) -> frozenset[str]:
     return frozenset(vocabulary(uri, key))
 
 
-@lru_cache(maxsize=8)
-def reader_of(uri: str, _digest: str) -> ShardReader:
-    """One a source and process; another content is another reader."""
-    return ShardReader(uri)
-
-
 def _picture(source: dict[str, str], shard: int, row: int) -> tuple[Annotated, np.ndarray]:
     """A sample's annotations and uint8[H, W, 3]."""
     reader = reader_of(source["uri"], source["digest"])
@@ -182,7 +178,10 @@ def _picture(source: dict[str, str], shard: int, row: int) -> tuple[Annotated, n
     found = annotated(sample)
     if isinstance(found, str):
         raise Unused(found)
-    image = media.upright(reader.media(shard, row)[0], where=f"{sample.source}/{sample.id}")
+    try:
+        image = media.upright(reader.media(shard, row)[0], where=f"{sample.source}/{sample.id}")
+    except MediaError:  # prepare.verify_media: header let it through
+        raise Unused("undecodable") from None
     return found, np.asarray(image)
 
 

@@ -13,8 +13,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.prepare.engine import reader_of
 from pipelines.prepare.grounding.annotated import samples_of
-from pipelines.prepare.grounding.copy_paste import From, reader_of
+from pipelines.prepare.grounding.copy_paste import From
 from pipelines.prepare.grounding.masks import region_of
 from pipelines.prepare.grounding.phrases import DETECT, pick
 from trainer.after.label_record import Found, Record

@@ -16,10 +16,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from pipelines.prepare.engine import Engine, blocks
+from pipelines.prepare.engine import Engine, blocks, reader_of
 from pipelines.prepare.grounding import copy_paste, labelled
 from pipelines.prepare.grounding.annotated import annotated, samples_of, vocabulary
-from pipelines.prepare.grounding.copy_paste import From, reader_of
+from pipelines.prepare.grounding.copy_paste import From
 from pipelines.prepare.grounding.questions import Asker
 from trainer import storage
 from trainer.data import kept

@@ -334,6 +334,30 @@ def test_a_picture_that_cannot_be_read_is_an_error_of_its_own(tmp_path: Path):
         image_signature.image_signature(stream.getvalue()[:-2000], where="x")
 
 
+def test_a_picture_that_only_decoding_refuses_is_compared_with_nothing_and_counted(tmp_path: Path):
+    """What verify_media: header lets through: the header is whole, the pixels are not."""
+    good, damaged = as_file(photo()), undecodable(photo())
+    documents = [
+        a_document("a", "One.", [good]), a_document("b", "Two.", [good]), a_document("c", "Three.", [damaged]),
+        a_document("d", "Four.", [good, damaged]), a_document("e", "Five.", [undecodable(photo().rotate(90))]),
+    ]  # fmt: skip
+    write_source(tmp_path, documents)
+    found = curate(a_recipe("{dedup: {image: 56}}"), str(tmp_path))["web"]
+    assert kept_ids(tmp_path) == ["a", "c", "d", "e"], "what is not known to be the same stays"
+    assert found["undecodable"] == 3
+    write_source(tmp_path, [*documents, a_document("f", "Six.", [damaged])])
+    found = curate(a_recipe("{dedup: {image: 56}}"), str(tmp_path))["web"]
+    assert kept_ids(tmp_path) == ["a", "c", "d", "e"] and found["undecodable"] == 4, "the same bytes are the same"
+    write_source(tmp_path, documents[:2])
+    assert "undecodable" not in curate(a_recipe("{dedup: {image: 56}}"), str(tmp_path))["web"], "negative control"
+
+
+def undecodable(picture: Image.Image) -> bytes:
+    """Bytes that differ for each picture, with the header of one."""
+    data = as_file(picture)
+    return data[: len(data) // 2]
+
+
 def a_funnel(out: Path) -> dict[str, Any]:
     return json.loads((out / "data/sources/web/train/curation.json").read_text())["funnel"]
 

@@ -17,7 +17,7 @@ from pipelines.prepare.curate import judge, scores, statistics
 from pipelines.prepare.curate.columns import Work
 from pipelines.prepare.curate.step import curate
 from tests.prepare.curate.builders import a_document, a_photo, a_recipe, as_file, prose, write_source
-from tests.prepare.curate.test_near import kept_ids, photo
+from tests.prepare.curate.test_near import kept_ids, photo, undecodable
 from trainer import storage
 from trainer.after import completions
 from trainer.errors import DataError
@@ -94,6 +94,18 @@ def test_scores_are_a_column_and_thresholds_come_later(tmp_path: Path):
     write_source(tmp_path, documents[:2])
     curate(a_recipe(ASKED), str(tmp_path), works[2])
     assert works[2].computed == {"score": 2}, "negative control: other shards are scored"
+
+
+def test_a_picture_that_cannot_be_decoded_leaves_the_text_its_score_and_is_counted(tmp_path: Path):
+    documents = [a_document("good", prose(1), [as_file(photo())]), a_document("cut", prose(2), [undecodable(photo())])]
+    documents.append(a_document("half", prose(3), [as_file(photo()), undecodable(photo())]))
+    write_source(tmp_path, documents)
+    found = curate(a_recipe(ASKED), str(tmp_path))["web"]
+    assert kept_ids(tmp_path) == ["good", "cut", "half"] and found["undecodable"] == 2
+    values = {sample.id: statistics.scores(sample, files) for sample, files in documents}
+    for name in ("cut", "half"):
+        told = [criterion for criterion, value in values[name].items() if not math.isnan(value)]
+        assert told == ["text_quality"] and values[name]["text_quality"] > 0.9
 
 
 def test_planted_documents_are_told_apart(tmp_path: Path):
@@ -194,7 +206,7 @@ def test_valid_answers_become_scores_and_are_never_asked_for_again(tmp_path: Pat
     server.script = lambda body, number: (200, json.dumps(BAD if "number 1" in json.dumps(body) else GOOD))
     found = curate(judged(server), str(tmp_path))["web"]
     assert kept_ids(tmp_path) == ["d0", "d2"] and found["dropped"] == {"score.text_quality": 1}
-    assert found["judge"] == {"asked": 3, "recorded": 0, "malformed": 0, "failed": 0}
+    assert found["judge"] == {"asked": 3, "recorded": 0, "malformed": 0, "failed": 0, "unanswered": 0}
     assert found["examples"]["score.text_quality"][0]["value"] == 0.2
     count = len(server.bodies)
     curate(judged(server, least="text_quality: 0.1"), str(tmp_path))
@@ -202,7 +214,10 @@ def test_valid_answers_become_scores_and_are_never_asked_for_again(tmp_path: Pat
     column = next(Path(tmp_path, "data/sources/web/train").glob("*.score-*.parquet"))
     column.unlink()
     found = curate(judged(server), str(tmp_path))["web"]
-    assert found["judge"] == {"asked": 0, "recorded": 3, "malformed": 0, "failed": 0} and len(server.bodies) == count
+    assert (
+        found["judge"] == {"asked": 0, "recorded": 3, "malformed": 0, "failed": 0, "unanswered": 0}
+        and len(server.bodies) == count
+    )
 
 
 def test_the_request_has_the_prompt_the_text_and_the_picture(tmp_path: Path, server: Server):
@@ -229,7 +244,10 @@ def test_an_answer_of_another_form_is_asked_for_again_with_the_next_seed(tmp_pat
     wrong = ['{"text_quality": 9}', f"{json.dumps(GOOD)[:-8]}<cut>", f"Sure! ```json\n{json.dumps(GOOD)}\n```"]
     server.script = lambda body, number: (200, wrong[number])
     found = curate(judged(server), str(tmp_path))["web"]
-    assert found["judge"] == {"asked": 3, "recorded": 0, "malformed": 2, "failed": 0} and found["kept"] == 1
+    assert (
+        found["judge"] == {"asked": 3, "recorded": 0, "malformed": 2, "failed": 0, "unanswered": 0}
+        and found["kept"] == 1
+    )
     assert len({body["seed"] for body in server.asked()}) == 3
 
 
@@ -304,6 +322,40 @@ def test_an_interrupted_step_asks_only_what_is_missing(tmp_path: Path, server: S
     server.script = lambda body, number: (200, json.dumps(GOOD))
     found = curate(judged(server), str(tmp_path))["web"]
     assert found["judge"]["recorded"] == 4 and found["judge"]["asked"] == 2 == len(server.asked())
+
+
+def test_a_call_that_failed_is_made_again_when_scores_are_needed_again(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(
+        completions.complete, "__kwdefaults__", {**completions.complete.__kwdefaults__, "sleep": lambda s: None}
+    )
+    some_documents(tmp_path, 4)
+    server.script = lambda body, number: (400 if "number 1" in json.dumps(body) else 200, json.dumps(BAD))
+    found = curate(judged(server, allowed=1), str(tmp_path))["web"]
+    assert found["judge"] == {"asked": 4, "recorded": 0, "malformed": 0, "failed": 1, "unanswered": 1}
+    assert kept_ids(tmp_path) == ["d1"]
+    assert not list(Path(tmp_path, "data/sources/web/train").glob("*.score-*.parquet")), "a hole is not stored"
+    server.bodies.clear()
+    curate(judged(server, allowed=1), str(tmp_path))
+    assert not server.bodies, "the decision stands for as long as nothing else is asked for"
+    server.script = lambda body, number: (200, json.dumps(BAD))
+    found = curate(judged(server, least="text_quality: 0.6", allowed=1), str(tmp_path))["web"]
+    assert (
+        len(server.asked()) == 1 and found["judge"]["recorded"] == 3 and found["dropped"] == {"score.text_quality": 4}
+    )
+    assert list(Path(tmp_path, "data/sources/web/train").glob("*.score-*.parquet"))
+
+
+def test_a_picture_that_cannot_be_decoded_is_not_judged_and_ends_nothing(tmp_path: Path, server: Server):
+    documents = [a_document("good", prose(1), [a_photo(1)]), a_document("cut", prose(2), [undecodable(photo())])]
+    write_source(tmp_path, documents)
+    found = curate(judged(server, allowed=0.5), str(tmp_path))["web"]
+    assert kept_ids(tmp_path) == ["good", "cut"] and len(server.asked()) == 1
+    assert found["judge"] == {"asked": 1, "recorded": 0, "malformed": 0, "failed": 1, "unanswered": 0}
+    write_source(tmp_path, documents[1:])
+    with pytest.raises(DataError, match="cannot be decoded"):
+        curate(judged(server), str(tmp_path))
 
 
 def test_another_model_or_another_text_is_asked_anew(tmp_path: Path, server: Server):

@@ -118,6 +118,23 @@ def test_what_is_read_kept_and_not_pasted_is_counted(out: str):
     assert marker["funnel"] == funnel
 
 
+def test_a_picture_that_only_decoding_refuses_is_left_out_and_counted(tmp_path: Path):
+    """What verify_media: header lets through."""
+    cut = [half(sample, data) for sample, [data] in pictures(3)]
+    stored(str(tmp_path), "mine", cut)
+    with pytest.raises(DataError, match="12 undecodable"):
+        made(str(tmp_path), {"copy_paste": PASTE})
+    stored(str(tmp_path), "mine", [*pictures(6)[3:], *cut])
+    funnel = made(str(tmp_path), {"copy_paste": PASTE})["train"]
+    assert funnel["kept"] and funnel["bad"]["undecodable"] and funnel["made"]["unused: undecodable"]
+
+
+def half(sample: Sample, data: bytes) -> tuple[Sample, list[bytes]]:
+    data = data[: len(data) // 2]
+    file = sample.media[0].model_copy(update={"digest": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)})
+    return sample.model_copy(update={"media": (file,)}), [data]
+
+
 def test_boxes_are_pasted_whole_where_the_recipe_says_so(out: str):
     funnel = made(out, {"copy_paste": {**PASTE, "without_mask": "rectangle"}})["train"]
     assert "unused: no-mask" not in funnel["made"]
