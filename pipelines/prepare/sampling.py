@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.prepare.formats.rows import answer_parts
+from pipelines.prepare.formats.rows import BadRow, answer_parts
 from pipelines.prepare.ingest import source_uri
 from pipelines.prepare.stage import sampled_name
 from trainer import storage
@@ -254,7 +254,10 @@ def _message(request: Request, answer: Answer, rules: Rules) -> Message | None:
     if len(sample.media) == 1 and (tagged := read_tagged(answer.text)):
         parts = [{"part": "objects", "media": 0, "objects": tagged}]
     else:
-        parts = answer_parts(answer.text, len(sample.media))
+        try:
+            parts = answer_parts(answer.text, len(sample.media))
+        except BadRow:  # objects with fields that no sample holds
+            return None
     frame = _frame(request, rules)
     if parts[0]["part"] != "objects" or frame is None:
         return None

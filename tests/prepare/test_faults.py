@@ -243,3 +243,23 @@ def test_a_page_that_is_none_costs_that_page_of_a_pdf(tmp_path: Path):
     assert isinstance(bad, Bad) and bad.reason == "bad-pdf" and bad.where.endswith("a.pdf, page 2")
     with pytest.raises(MediaError, match="cannot be read"):
         pdf_pages.page_png(f"{tmp_path}/a.pdf#page=2")
+
+
+# ---------------------------------------------------------------- objects that say more
+
+
+def answered(folder: Path, **more: Any) -> Draft | Bad:
+    located = json.dumps([{"bbox_2d": [6, 8, 26, 18], "label": "cup", **more}])
+    turns = [{"from": "human", "value": "<image>Locate"}, {"from": "gpt", "value": located}]
+    (folder / "red.png").write_bytes(a_picture())
+    [row] = read("llava", write_lines(folder / "rows.jsonl", [a_caption(conversations=turns)]))
+    return row
+
+
+def test_a_field_of_an_object_is_kept_or_the_row_is_refused(tmp_path: Path):
+    kept = answered(tmp_path, role="button", text_content="OK")
+    assert isinstance(kept, Draft)
+    [located] = kept.messages[-1]["parts"][0]["objects"]
+    assert (located["label"], located["role"], located["content"]) == ("cup", "button", "OK")
+    lost = answered(tmp_path, color="red")
+    assert isinstance(lost, Bad) and lost.reason == "unsupported" and "color" in lost.got

@@ -401,7 +401,11 @@ class Places:
 
 def answer_parts(value: str, num_media: int, *, media: int = 0) -> list[dict]:
     """An assistant's text; a JSON list of boxes or points (Qwen's form) becomes Objects, so that each family writes its
-    own coordinates."""
+    own coordinates.
+
+    Raises:
+        BadRow: objects with other fields, which would be lost.
+    """
     found = _objects(value) if num_media == 1 else None
     return [{"part": "objects", "media": media, "objects": found, "form": "json"}] if found else [text(value)]
 
@@ -413,6 +417,8 @@ def _objects(value: str) -> list[dict] | None:
     try:
         entries = json.loads(stripped)
         return [_object(entry) for entry in entries]
+    except BadRow:
+        raise
     except (json.JSONDecodeError, KeyError, TypeError, ValueError):
         return None
 
@@ -424,10 +430,20 @@ def _object(entry: dict) -> dict:
     else:
         x, y = map(float, entry["point_2d"])
         at = {"shape": "point", "xy": [x, y]}
+    if unknown := sorted(entry.keys() - OBJECT_FIELDS):
+        # as plain text its coordinates would stay those of the file, whatever the picture is resized to
+        expected = f"objects of {', '.join(sorted(OBJECT_FIELDS))}"
+        raise BadRow("unsupported", expected, f"{', '.join(unknown)} as well")
     found = {"label": str(entry.get("label", "")), "at": at}
-    if entry.get("text_content"):
+    if entry.get("role"):
+        found["role"] = str(entry["role"])
+    if entry.get("text_content") is not None:
         found["content"] = str(entry["text_content"])
     return found
+
+
+OBJECT_FIELDS = {"label", "bbox_2d", "point_2d", "role", "text_content"}
+"""What an object of a JSON answer may have; all of it is written again."""
 
 
 def units_of(entry: dict) -> Units:
