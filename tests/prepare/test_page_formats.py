@@ -287,6 +287,31 @@ def test_hocr_becomes_paragraphs_in_the_order_of_the_file(tmp_path: Path):
     assert [tag.text for tag in learnt(sample, files, tmp_path)[0]] == ["", "Tea & cof- fee", "plain line"]
 
 
+def test_lines_and_words_outside_of_paragraphs_are_blocks_of_their_own(tmp_path: Path):
+    """What hOCR without ocr_par looks like, beside what has one; a picture in the middle of a paragraph as well."""
+    bare = """<div class='ocr_page' title='image "page one.png"; bbox 0 0 400 300'>
+     <span class='ocr_line' title="bbox 10 10 240 30">first line</span>
+     <div class='ocr_carea' title="bbox 10 40 240 90">
+      <span class='ocr_line' title="bbox 10 40 240 60"><span class='ocrx_word' title='bbox 10 40 90 60'>second</span></span>
+      <span class='ocrx_word' title='bbox 10 70 90 90'>third</span></div>
+     <p class='ocr_par' title="bbox 10 100 240 190"><span class='ocr_line' title="bbox 10 100 240 130">in a</span>
+      <div class='ocr_image' title="bbox 300 100 390 190"></div>
+      <span class='ocr_line' title="bbox 10 150 240 190">paragraph</span></p>
+     <span class='ocr_line' title="bbox 10 200 390 290">last line</span></div>"""
+    (tmp_path / "page one.png").write_bytes(a_picture(400, 300))
+    (tmp_path / "book.hocr").write_text(f"<html><body>{bare}</body></html>")
+    sample, _ = only(read("hocr", tmp_path / "book.hocr", "document"), "document")
+    assert [(role, words) for role, _, words in told(sample)] == [
+        ("p", "first line"),
+        ("p", "second"),
+        ("p", "third"),
+        ("p", "in a paragraph"),
+        ("image caption", ""),
+        ("p", "last line"),
+    ]
+    assert told(sample)[2][1] == (10, 70, 90, 90)
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [

@@ -1,11 +1,12 @@
-"""hOCR (kba.github.io/hocr-spec/1.2), as Tesseract and OCRopus write it: HTML in which `title="bbox x0 y0 x1 y1"` says
+"""hOCR (kba.github.io/hocr-spec/1.2), as Tesseract writes it: HTML in which `title="bbox x0 y0 x1 y1"` says
 where a page (ocr_page), a block, a paragraph (ocr_par), a line (ocr_line) and a word (ocrx_word) is. A page is a
 sample, its picture the `image` of its title (below the media folder, by its name), in the order of the file, which by
 the specification is the reading order.
 
 A paragraph is p; one whose lines are all ocr_header, ocr_caption, ocr_footer or ocr_textfloat is p as well, since the
 data do not say which heading it is; a block ocr_photo, ocr_image or ocr_linedrawing is a picture without words. Words
-are joined by one blank, lines too, hyphens at their ends stay: nothing is guessed. Paragraphs without words are noise
+are joined by one blank, lines too, hyphens at their ends stay: nothing is guessed. A line outside of every paragraph is
+a block of its own, as is a word outside of every line. Paragraphs without words are noise
 of the recogniser (Tesseract writes them for rules and stains) and left out.
 """
 
@@ -22,6 +23,7 @@ from pipelines.prepare.formats.rows import BadRow, Draft, MediaRef, Row, guarded
 from trainer.recipe import Source
 
 LINES = ("ocr_line", "ocrx_line", "ocr_header", "ocr_caption", "ocr_footer", "ocr_textfloat")
+WORD = "ocrx_word"
 PICTURES = ("ocr_photo", "ocr_image", "ocr_linedrawing")
 _BOX = re.compile(r"\bbbox\s+(-?\d+)\s+(-?\d+)\s+(-?\d+)\s+(-?\d+)")
 _IMAGE = re.compile(r"""\bimage\s+(?:"([^"]*)"|'([^']*)'|([^;]+))""")
@@ -92,8 +94,8 @@ def _box(node: _Node) -> Box:
 
 
 class _Pages(HTMLParser):
-    """Pages with their paragraphs and pictures. Text counts inside of a paragraph: in words where there are words, else
-    the text of its lines."""
+    """Pages with their paragraphs and pictures. Text counts inside of a paragraph, or of a line or word that lies in
+    none."""
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
@@ -101,7 +103,8 @@ class _Pages(HTMLParser):
         self.open: list[str] = []
         """Class of every open element."""
         self.par: int | None = None
-        """Depth at which the open paragraph lies."""
+        """Depth at which the open block of text lies: a paragraph, or what has none around it."""
+        self.block = _Node("", "")
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag in VOID:
@@ -111,12 +114,15 @@ class _Pages(HTMLParser):
         self.open.append(kind)
         if kind == "ocr_page":
             self.pages.append(_Node(kind, named.get("title", "")))
-        elif self.pages and (kind == "ocr_par" or kind in PICTURES):
+        elif self.pages and kind in PICTURES:
             self.pages[-1].children.append(_Node(kind, named.get("title", "")))
-            if kind == "ocr_par":
-                self.par = len(self.open)
+        elif self.pages and (kind == "ocr_par" or (self.par is None and kind in (*LINES, WORD))):
+            lines: list[list[str]] = [] if kind == "ocr_par" else [[]]
+            self.block = _Node(kind, named.get("title", ""), lines)
+            self.pages[-1].children.append(self.block)
+            self.par = len(self.open)
         elif self.par is not None and kind in LINES:
-            self.pages[-1].children[-1].lines.append([])
+            self.block.lines.append([])
 
     def handle_endtag(self, tag: str) -> None:
         if tag in VOID or not self.open:
@@ -128,7 +134,6 @@ class _Pages(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self.par is None or not data.strip():
             return
-        paragraph = self.pages[-1].children[-1]
-        if not paragraph.lines:
-            paragraph.lines.append([])
-        paragraph.lines[-1] += data.split()
+        if not self.block.lines:
+            self.block.lines.append([])
+        self.block.lines[-1] += data.split()
