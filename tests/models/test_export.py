@@ -4,6 +4,8 @@ under old and new names."""
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,31 @@ def test_the_folder_has_what_others_load_it_with(built: Built) -> None:
     assert "chat_template.jinja" in names or tokenizer.get("chat_template")
     config = json.loads((Path(built.export_uri) / "config.json").read_text())
     assert config["model_type"] == built.family.model_type and config["architectures"]
+
+
+CARD_COORDINATES = {
+    "qwen_vl": "thousandths", "qwen2_vl": "thousandths", "qwen2_5_vl": "pixels of the picture as it is resized",
+    "qwen3_vl": "thousandths", "llava": "padded to a square", "llava_next": "shares of the picture's width",
+}  # fmt: skip
+
+
+def test_the_cards_lines_load_the_export(built: Built) -> None:
+    """In a fresh process where the family's model is not transformers' own: here its class is registered already."""
+    card = (Path(built.export_uri) / "README.md").read_text()
+    lines = card.split("```python\n")[1].split("```")[0].replace("path/to/export", built.export_uri)
+    assert ("import trainer" in lines) == (not built.hugging_face)
+    if built.hugging_face:
+        names: dict[str, Any] = {}
+        exec(lines, names)
+        found = type(names["model"]).__name__
+    else:
+        program = [sys.executable, "-c", f"{lines}\nprint(type(model).__name__)"]
+        done = subprocess.run(program, check=False, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        found = done.stdout.strip()
+    assert [found] == json.loads((Path(built.export_uri) / "config.json").read_text())["architectures"]
+    coordinates = next(line for line in card.splitlines() if line.startswith("Coordinates are "))
+    assert CARD_COORDINATES[built.name] in coordinates
 
 
 def transformers_logits(built: Built, model: nn.Module, name: str) -> torch.Tensor:

@@ -3,7 +3,8 @@
     OUT/export/   the bytes of the newest StageResult's model, the tokenizer, the processor's files, the settings of
                   generation, and README.md: what it is, from what it grew (with digests), and whose licences apply
 
-It loads with transformers' AutoModelForImageTextToText and AutoProcessor; tokens_per_second is in config.json.
+It loads with transformers' AutoModelForImageTextToText and AutoProcessor, of a family that transformers lacks (Qwen-VL)
+where the class of this package is imported first: README.md has the lines. tokens_per_second is in config.json.
 """
 
 from __future__ import annotations
@@ -23,6 +24,13 @@ from trainer.recipe import Recipe
 
 DONE = "export.json"
 FORMAT = 1
+COORDINATES = {
+    "absolute": "pixels of the picture as it is resized for the model",
+    "thousand": "thousandths of the picture's width and height",
+    "unit": "shares of the picture's width and height, with two decimals",
+    "square": "shares of the side of the picture padded to a square, with two decimals; the picture is in its middle",
+}
+"""By Convention.kind, for the card."""
 
 
 def export(recipe: Recipe, out: str) -> dict[str, Any]:
@@ -113,6 +121,7 @@ def _json(value: Any) -> str:
 def card(recipe: Recipe, out: str, result: StageResult) -> str:
     """README.md of the export: a model card in the hub's form."""
     named = recipe.stages.named()
+    family = configs.family_of(recipe, out)
     chain = [*handover.lineage(recipe, out, result.stage), result]
     head = [
         "---",
@@ -157,17 +166,30 @@ def card(recipe: Recipe, out: str, result: StageResult) -> str:
         "",
         "## Use",
         "",
+        *_use(family),
+        "",
+        f"Coordinates are {COORDINATES[family.coordinates.kind]}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _use(family: Family) -> list[str]:
+    """Python that loads the export; a family whose model transformers lacks registers its own when it is imported."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as KNOWN
+
+    own = (
+        [] if family.model_type in KNOWN else [f"import {type(family).__module__}_model  # qwenvl-train has the model"]
+    )
+    return [
         "```python",
         "from transformers import AutoModelForImageTextToText, AutoProcessor",
+        *own,
         "",
         'model = AutoModelForImageTextToText.from_pretrained("path/to/export")',
         'processor = AutoProcessor.from_pretrained("path/to/export")',
         "```",
-        "",
-        "Coordinates are written in the family's convention: absolute pixels of the resized image for Qwen2.5-VL.",
-        "",
     ]
-    return "\n".join(lines)
 
 
 def _row(result: StageResult, named: dict[str, Any]) -> tuple[str, ...]:
