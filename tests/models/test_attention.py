@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.models.builders import Built, far
 from trainer.step import attention
@@ -149,6 +150,59 @@ def test_the_kernels_arguments_mean_what_the_calls_by_segment_do(monkeypatch: py
     alone = tuple(replace(segment, seen=()) for segment in segments)
     other = segment_attention(module, *some_heads(), None, segments=alone)[0]
     assert far(other.detach(), want.detach()) > 1e-2
+
+
+class Copies(TorchDispatchMode):
+    """Copies from the host to another device, and whether each lets the host go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.free: list[bool] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._to_copy.default and (kwargs or {}).get("device") is not None:
+            self.free.append(bool((kwargs or {}).get("non_blocking")))
+        return func(*args, **(kwargs or {}))
+
+
+def test_what_a_pack_and_its_tower_attend_by_is_copied_without_waiting() -> None:
+    """To the device `meta`, which takes the same calls as CUDA."""
+    attention._bounds.cache_clear()
+    with Copies() as copies:
+        windows = windows_of([4, 9, 4, 6], "meta")
+        attention._bounds((5, 9, 3), torch.device("meta"))
+    assert copies.free == [True] * 4, "bounds, order and back of the windows; bounds of the pack"
+    assert windows.bounds.shape == (5,) and windows.order is not None and windows.order.shape == (23,)
+    with Copies() as copies:
+        torch.arange(3).to("meta")
+    assert copies.free == [False], "negative control: a copy that waits is seen"
+
+
+@pytest.fixture
+def no_waiting() -> Iterator[None]:
+    torch.cuda.set_sync_debug_mode("error")
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@needs_cuda
+@pytest.mark.parametrize("kernel", ["sdpa", "flash-attn"])
+def test_attention_on_cuda_never_waits_for_the_device(
+    kernel: str, monkeypatch: pytest.MonkeyPatch, no_waiting: None
+) -> None:
+    """Forward and backward, and the copies before them, where PyTorch refuses whatever waits."""
+    if kernel == "flash-attn" and attention._flash_attn()[0] is None:
+        pytest.skip(f"flash-attn is {attention._flash_attn()[1]}")
+    if kernel == "sdpa":
+        monkeypatch.setattr(attention, "varlen_kernel", lambda kind, dtype: None)
+    attention._bounds.cache_clear()
+    heads = [torch.randn(1, n, 23, 16, device="cuda", dtype=torch.bfloat16, requires_grad=True) for n in (4, 2, 2)]
+    segment_attention(torch.nn.Module(), *heads, None, segments=segments_of(TABLE))[0].sum().backward()
+    qkv = torch.randn(23, 3, 4, 16, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    window_attention(qkv, windows_of([4, 9, 4, 6], "cuda"), 0.25).sum().backward()
+    with pytest.raises(RuntimeError, match="synchroniz"):  # negative control: the mode sees a copy that waits
+        torch.tensor([0, 5, 14], device="cuda")
 
 
 @pytest.mark.gpu

@@ -177,10 +177,18 @@ def _flash_attn() -> tuple[Kernel | None, str]:
     return package.flash_attn_varlen_func, version
 
 
+def _lengths(segments: Sequence[Segment]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of each segment: its own tokens, and all that it sees."""
+    return tuple(s.length for s in segments), tuple(
+        s.length + sum(stop - start for start, stop in s.seen) for s in segments
+    )
+
+
 @functools.lru_cache(maxsize=8)
 def _bounds(lengths: tuple[int, ...], device: torch.device) -> Tensor:
-    """int32[S + 1]: where each sequence starts, and the end. Kept: every layer of a pack asks for the same."""
-    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+    """int32[S + 1]: where each sequence starts, and the end. Kept: every layer of a pack asks for the same; the first
+    one's copy makes the host wait for nothing."""
+    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32).to(device, non_blocking=True)
 
 
 def _varlen_segments(
@@ -195,8 +203,7 @@ def _varlen_segments(
     """query [1, H, L, D], key and value [1, K, L, D] -> [L, H, D]: one call for all segments."""
     if any(segment.seen for segment in segments):
         key, value = (torch.cat([p for s in segments for p in _pieces(tensor, s)], dim=2) for tensor in (key, value))
-    lengths = tuple(segment.length for segment in segments)
-    widths = tuple(s.length + sum(stop - start for start, stop in s.seen) for s in segments)
+    lengths, widths = _lengths(segments)
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     starts = (_bounds(lengths, query.device), _bounds(widths, query.device))
     return kernel(
@@ -212,27 +219,30 @@ class Windows:
     """Equal-length blocks of a token sequence, sorted by length.
 
     `order` puts the tokens of blocks of one length next to each other, `back` undoes it (None: already so);
-    `shapes` are (blocks, length) in that order.
+    `shapes` are (blocks, length) in that order, `bounds` int32[blocks + 1] where each begins, and the end.
     """
 
     shapes: tuple[tuple[int, int], ...]
     order: Tensor | None
     back: Tensor | None
+    bounds: Tensor
 
 
 def windows_of(lengths: Sequence[int], device: torch.device | str = "cpu") -> Windows:
-    """Group consecutive blocks of these lengths by length."""
+    """Group consecutive blocks of these lengths by length; the host does not wait for the copies to the device."""
     sizes = np.asarray(lengths, dtype=np.int64)
     starts = np.cumsum(sizes) - sizes
     by_length = np.argsort(sizes, kind="stable")
     distinct, counts = np.unique(sizes, return_counts=True)
     shapes = tuple((int(count), int(size)) for size, count in zip(distinct, counts, strict=True))
+    bounds = torch.tensor([0, *accumulate(np.sort(sizes).tolist())], dtype=torch.int32).to(device, non_blocking=True)
     if all(a <= b for a, b in pairwise(by_length)):
-        return Windows(shapes, None, None)
+        return Windows(shapes, None, None, bounds)
     order = np.concatenate([np.arange(int(starts[i]), int(starts[i] + sizes[i])) for i in by_length])
     back = np.empty_like(order)
     back[order] = np.arange(len(order))
-    return Windows(shapes, torch.from_numpy(order).to(device), torch.from_numpy(back).to(device))
+    on = {"device": device, "non_blocking": True}
+    return Windows(shapes, torch.from_numpy(order).to(**on), torch.from_numpy(back).to(**on), bounds)
 
 
 class _Reorder(torch.autograd.Function):
@@ -254,8 +264,7 @@ def window_attention(qkv: Tensor, windows: Windows, scale: float) -> Tensor:
     if windows.order is not None and windows.back is not None:
         qkv = _Reorder.apply(qkv, windows.order, windows.back)  # type: ignore[assignment]
     if (kernel := varlen_kernel(qkv.device.type, qkv.dtype)) is not None:
-        lengths = tuple(length for blocks, length in windows.shapes for _ in range(blocks))
-        bounds, longest = _bounds(lengths, qkv.device), max(lengths)
+        bounds, longest = windows.bounds, windows.shapes[-1][1]
         out = kernel(*qkv.unbind(1), bounds, bounds, longest, longest, softmax_scale=scale)
         return _put_back(out, windows)
     outs = []
