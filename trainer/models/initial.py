@@ -4,8 +4,8 @@ merger, each from a folder or random.
 Missing, extra and wrong-shaped tensors are errors, but for the rows of tokens that a family adds to its language model:
 these begin as the mean of the others. Where each group came from is told and kept in the stage's result.
 
-    parts = assemble(family, llm=uri, vision="random", merger="random", seed=1)
-    hub.save_tensors(parts.tensors, uri, family, ...)
+    made = assemble(family, llm=uri, vision="random", merger="random", seed=1)
+    hub.save_tensors(made.tensors, uri, family, ...)
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ RANDOM = "random"
 
 
 @dataclass(frozen=True)
-class Parts:
+class Assembled:
     tensors: dict[str, Callable[[], Tensor]]
     """Hub name -> read it."""
     origin: dict[str, str]
@@ -34,7 +34,7 @@ class Parts:
 
 def assemble(
     family: Family, *, llm: str, vision: str, merger: str, seed: int, dtype: torch.dtype = torch.float32
-) -> Parts:
+) -> Assembled:
     """One source a group. A folder may hold more than the group asked for (a whole VLM): the rest is not read.
 
     Raises:
@@ -50,7 +50,7 @@ def assemble(
             tensors |= {name: _keep(fresh[name]) for name in names}
         else:
             tensors |= _group_from(family, group, origin[group], {name: wanted[name] for name in names})
-    return Parts({name: tensors[name] for name in wanted}, origin)
+    return Assembled({name: tensors[name] for name in wanted}, origin)
 
 
 def random_tensors(family: Family, *, seed: int, dtype: torch.dtype) -> dict[str, Tensor]:
