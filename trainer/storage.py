@@ -203,7 +203,8 @@ def list_dir(uri: str) -> list[str]:
             found = fs.ls(key, detail=False, refresh=True)
         except FileNotFoundError:
             return []
-        return sorted({name.rstrip("/").rsplit("/", 1)[1] for name in found if name.rstrip("/") != key} - {""})
+        names = {name.rstrip("/").rsplit("/", 1)[1] for name in found if name.rstrip("/") != key} - {""}
+        return sorted(name for name in names if not name.startswith(TEMPORARY))
 
     return _retried(call, uri, "list")
 
@@ -345,6 +346,28 @@ def download_file(uri: str, local: str) -> None:
             fs, key = _remote(uri)
             _retried(lambda: fs.get_file(key, temporary), uri, "read")
         os.replace(temporary, local)
+
+
+def move(uri: str, to: str) -> None:
+    """Give an object of this storage another name, replacing what has it. A folder does so atomically, an object store
+    by a copy of its own and a removal.
+
+    Raises:
+        FileNotFoundError, StorageError
+    """
+    path, target = local_path(uri), local_path(to)
+    assert (path is None) == (target is None), f"two storages: {uri}, {to}"
+    if path is not None and target is not None:
+
+        def call() -> None:
+            os.makedirs(os.path.dirname(os.path.abspath(target)), exist_ok=True)
+            os.replace(path, target)
+
+        _local(call, uri, "move")
+        return
+    fs, key = _remote(uri)
+    _retried(lambda: fs.cp_file(key, _remote(to)[1]), uri, "copy")
+    remove(uri)
 
 
 def remove(uri: str) -> None:

@@ -27,6 +27,7 @@ def parser() -> argparse.ArgumentParser:
     ingest.add_argument("--split", choices=("train", "held_out"), default="train")
     ingest.add_argument("--max-bad-fraction", type=float, default=0.0, help="share of rows that may be refused")
     ingest.add_argument("--verify-media", choices=("decode", "header"), default="decode")
+    ingest.add_argument("--replace", action="store_true", help="replace shards of another input in --out")
     ingest.add_argument("--engine", choices=("native", "ray"), default="native")
     check = what.add_parser("check", help="read every byte: digests and each sample's own rules; exit code 64 if wrong")
     stats = what.add_parser("stats", help="counts, sizes and lengths")
@@ -87,7 +88,7 @@ def _ingest(asked: argparse.Namespace) -> int:
         raise RecipeError(listed, subject="the source") from None
     if problems := problems_of_sources({name: source}):
         raise RecipeError(problems, subject="the source")
-    place = Place(name, asked.split, out, "--max-bad-fraction", out)
+    place = Place(name, asked.split, out, "--max-bad-fraction", out, replace=asked.replace)
     funnel = write_source(prepare, source, place, files, asked.media, [])
     print(funnel_table({name: {asked.split: funnel}}))
     return 0
@@ -106,15 +107,17 @@ def _slug(word: str) -> str:
 
 
 def _refuse_other_content(out: str, sources: list[str]) -> None:
-    """Shards are written into a folder of their own, which is emptied first: never one that holds anything else."""
+    """Shards are written into a folder of their own, which is emptied when they are whole: never one that holds
+    anything else. What an ingest that was killed has left is finished or cleared by the next one."""
+    from pipelines.prepare import swap
     from trainer import storage
     from trainer.data.shards import MANIFEST
 
     inside = [source for source in sources if source.rstrip("/") == out or source.startswith(f"{out}/")]
     names = storage.list_dir(out)
-    if inside or (names and MANIFEST not in names):
+    if inside or (names and MANIFEST not in names and not storage.exists(storage.join(swap.beside(out), MANIFEST))):
         got = inside[0] if inside else f"{len(names)} other files: {', '.join(names[:4])}"
-        do = "choose another --out, or remove what an ingest that was killed has left"
+        do = "choose another --out"
         raise UsageError("--out is not a folder of its own", where=out, expected="nothing, or shards", got=got, do=do)
 
 

@@ -36,8 +36,14 @@ def is_embedded(uri: str) -> bool:
     return "#" in uri and _PLACE.match(uri) is not None
 
 
-def read(uri: str, media_root: str) -> bytes:
-    """The bytes that an address of this form names. A cell without bytes has a path, which counts from `media_root`.
+def member_bytes(uri: str) -> int | None:
+    """The size of a member of a tar, which its address says; None of anything else."""
+    found = _PLACE.match(uri) if "#" in uri else None
+    return int(found["stop"]) - int(found["start"]) if found is not None and found["stop"] else None
+
+
+def read(uri: str) -> bytes:
+    """The bytes that an address of this form names.
 
     Raises:
         FileNotFoundError, StorageError
@@ -47,7 +53,7 @@ def read(uri: str, media_root: str) -> bytes:
     assert found is not None, uri
     path = found["path"]
     if found["cell"] is not None:
-        return _cell_bytes(path, found["cell"], media_root)
+        return _cell_bytes(path, found["cell"])
     start, stop = int(found["start"]), int(found["stop"])
     data = storage.read_bytes(path, start, stop) if stop > start else b""
     if len(data) != stop - start:
@@ -55,17 +61,13 @@ def read(uri: str, media_root: str) -> bytes:
     return data
 
 
-def _cell_bytes(path: str, place: str, media_root: str) -> bytes:
+def _cell_bytes(path: str, place: str) -> bytes:
     group, row, column, *item = place.split("/")
     value: Any = _column(path, int(group), column)[int(row)].as_py()
     if item and value is not None:
         value = value[int(item[0])]
     if isinstance(value, dict):
-        inner, named = value.get("bytes"), value.get("path")
-        if inner is None and named:
-            away = named.startswith("/") or "://" in named
-            return storage.read_bytes(named if away else storage.join(media_root or ".", named))
-        value = inner
+        value = value.get("bytes")
     if not isinstance(value, bytes):
         raise MediaError("a cell without a picture", where=f"{path}, {place}", got=type(value).__name__)
     return value

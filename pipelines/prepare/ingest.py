@@ -4,42 +4,51 @@
     python -m pipelines.prepare prepare-data --recipe tiny --out DIR
 
 What was read, kept and refused, and why, is counted in OUT/data/funnel.json. A source that is already there is
-recognised by the digest of what it was made from (annotation files, sizes and times of local media, reader version),
-wherever that lies.
+recognised by the digest of what it was made from (annotation files, rows, sizes and times of local media, reader
+version), wherever that lies. Shards are written beside those that are there (swap.py), which stay until the new ones
+are whole.
 """
 
 from __future__ import annotations
 
 import glob
+import hashlib
 import json
 import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
+from itertools import takewhile
 from typing import Any, Literal
 
 import fsspec
 
+from pipelines.prepare import swap
 from pipelines.prepare.corpus.names import SCHEME, SMALL, SMALL_SCALE, is_there
 from pipelines.prepare.describe import draft_to_json, inspect
-from pipelines.prepare.engine import Engine, blocks
+from pipelines.prepare.embedded import member_bytes
+from pipelines.prepare.engine import Engine
 from pipelines.prepare.formats import format_of, reader
 from pipelines.prepare.formats.auto import AUTO
 from pipelines.prepare.formats.peek import PICKLES
-from pipelines.prepare.formats.rows import Bad, Draft, Row
+from pipelines.prepare.formats.rows import Bad, Draft, MediaRef, Row
 from trainer import storage
 from trainer.data.sample import from_json
 from trainer.data.shards import MANIFEST, ShardWriter
-from trainer.errors import DataError
+from trainer.errors import DataError, UsageError
 from trainer.grounding import made_in_order
 from trainer.recipe import Prepare, Recipe, Source
 from trainer.resolve import digest
 
-VERSION = 3
+VERSION = 4
 """Raised when the same rows give other samples than before: sources are made again."""
 BLOCK_ROWS = 256
+BLOCK_BYTES = 256 * 2**20
+"""Of media in one block of rows, above one row."""
+UNKNOWN_BYTES: dict[str, int] = {"image": 4 * 2**20, "video": 64 * 2**20}
+"""Assumed of a medium whose size would have to be asked for: behind a URI, in a table, a PDF page."""
 SHOWN = 5
 INPUT = "input.json"
 Split = Literal["train", "held_out"]
@@ -157,6 +166,8 @@ class Place:
     """What a person would change: a field of the recipe, an argument."""
     out: str
     """Folder that names count from, beside the media's."""
+    replace: bool = True
+    """Whether shards that were made from something else are replaced; if not, they are an error."""
 
 
 def write_source(
@@ -165,35 +176,41 @@ def write_source(
     """Annotation files to the shards of one place, unless they are there, made from the same input; returns the funnel.
 
     Raises:
-        DataError: too many rows that cannot be used, or none at all; nothing half-written stays.
+        DataError: too many rows that cannot be used, or none at all; nothing half-written stays, and what was there
+            before does.
+        UsageError: shards of another input are there and not to be replaced.
     """
     started = time.monotonic()
     name, split, target = place.name, place.split, place.target
-    root = media or folder_of(files[0])
+    root = media or common_folder(files)
     formats = [format_of(source.format, file) for file in files]
     rows = partial(_rows, source, name, list(zip(files, formats, strict=True)), media)  # read twice, never held
     key = input_key(source, prepare, files, rows(), below=(root, place.out))
     if (stored := _finished(target, key)) is not None:
         print(f"ingest: {name}/{split} is already there ({stored['kept']} samples)", flush=True)
         return stored
+    if not place.replace and storage.exists(storage.join(target, MANIFEST)):
+        do = "choose another --out, or say --replace"
+        raise UsageError("shards of another input are there", where=target, expected="none, or of this input", do=do)
     if source.format == AUTO:
         print(f"ingest: {name}/{split} is of the format {', '.join(sorted(set(formats)))}", flush=True)
     if not engine:
         engine.append(Engine(prepare.engine))
-    storage.remove_tree(target)
     funnel = Funnel()
-    writer = ShardWriter(target, shard_bytes=prepare.shard_bytes)
+    swap.discard(target)
+    writer = ShardWriter(swap.beside(target), shard_bytes=prepare.shard_bytes)
     try:
         facts = {"source": name, "kind": source.kind, "split": split, "media_root": root}
         _write(rows(), {**facts, "verify": prepare.verify_media}, writer, funnel, engine[0])
         check(funnel, prepare.max_bad_fraction, where=f"{place.field} ({split}: {', '.join(files[:3])})")
+        stored = funnel.as_json()
+        storage.write_json(storage.join(swap.beside(target), INPUT), {"key": key, "funnel": stored})
         writer.close(source=name, split=split)
     except BaseException:
         writer.abort()
-        storage.remove_tree(target)  # nothing half-written stays
+        swap.discard(target)  # nothing half-written stays
         raise
-    stored = funnel.as_json()
-    storage.write_json(storage.join(target, INPUT), {"key": key, "funnel": stored})
+    swap.take(target, last=(INPUT, MANIFEST))
     refused = f", {sum(funnel.bad.values())} refused" if funnel.bad else ""
     print(f"ingest: {name}/{split} {funnel.kept} samples{refused} ({time.monotonic() - started:.1f} s)", flush=True)
     return stored
@@ -254,35 +271,50 @@ def folder_of(file: str) -> str:
     return file.rpartition("/")[0] or "."
 
 
+def common_folder(files: list[str]) -> str:
+    """The deepest folder that all files lie in."""
+    parts = [file.split("/")[:-1] for file in files]
+    same = takewhile(lambda level: len(set(level)) == 1, zip(*parts, strict=False))
+    return "/".join(level[0] for level in same) or ("/" if files[0].startswith("/") else ".")
+
+
 def _rows(source: Source, name: str, files: list[tuple[str, str]], media: str | None) -> Iterator[Row]:
     """Rows of all files, given with their formats, in order; an id that was there before makes a row bad."""
-    seen: set[str] = set()
+    seen: set[bytes] = set()  # digests: ids may be long
+    common = common_folder([file for file, _ in files])
     for file, format in files:
         for row in reader(format, name)(file, media or folder_of(file), source):
-            if isinstance(row, Draft) and row.id in seen:
-                row = Bad(row.where, "an id of its own", f"{row.id!r} for the second time", "duplicate-id")
-            elif isinstance(row, Draft):
-                seen.add(row.id)
+            if isinstance(row, Draft):
+                row = replace(row, id=_own_id(row, file, common)) if len(files) > 1 else row
+                identity = hashlib.blake2b(row.id.encode(errors="surrogatepass"), digest_size=16).digest()
+                if identity in seen:
+                    row = Bad(row.where, "an id of its own", f"{row.id!r} for the second time", "duplicate-id")
+                seen.add(identity)
             yield row
+
+
+def _own_id(row: Draft, file: str, common: str) -> str:
+    """An id that a reader made of a place in the file (its name and a number, a tar's key) with the file's path below
+    the folder of all of them: another folder or tar has the same places. An id that the row brought stays."""
+    name = inside(file, (common,))
+    base = name.rpartition("/")[2]
+    if row.id == base or row.id.startswith(f"{base}#"):
+        return f"{name}{row.id.removeprefix(base)}"
+    return f"{name}/{row.id}" if row.where == f"{file}, {row.id}" else row.id
 
 
 def input_key(
     source: Source, prepare: Prepare, files: list[str], rows: Iterable[Row], *, below: tuple[str, ...] = ()
 ) -> str:
-    """Digest of what the shards are made from. Local media count by size and time of change (their bytes are read when
-    the source is made); media elsewhere count by name: replace a file there under a new name. Names count from the
-    folders in `below`, so an output or a data folder that was moved or renamed is recognised."""
-    stats = []
-    uris = (ref.uri for row in rows if isinstance(row, Draft) for ref in row.media)
-    for uri in sorted({uri for uri in uris if not uri.startswith("data:")}):  # those are in the file itself
-        local = storage.local_path(uri)
-        try:
-            status = os.stat(local) if local is not None else None
-        except OSError:
-            status = None
-        name = inside(uri, below)
-        stats.append([name, status.st_size, status.st_mtime_ns] if status else [name])
-    names = [inside(file, (*below, files[0].rpartition("/")[0])) for file in files]
+    """Digest of what the shards are made from. Rows count as their reader gives them, with all that it read beside the
+    annotation file (instances.json, dataset_info.json, a page's cells). Local media count by size and time of change
+    (their bytes are read when the source is made); media elsewhere count by name: replace a file there under a new
+    name. Names count from the folders in `below`, so an output or a data folder that was moved or renamed is
+    recognised."""
+    content = hashlib.sha256()
+    for row in rows:
+        content.update(f"{_row_json(row, below)}\n".encode(errors="surrogatepass"))
+    names = [inside(file, (*below, common_folder(files))) for file in files]
     digests = [storage.sha256_of(file) for file in files]
     return digest(
         {
@@ -295,9 +327,29 @@ def input_key(
             "max_bad_fraction": prepare.max_bad_fraction,
             **({} if prepare.verify_media == "decode" else {"verify_media": prepare.verify_media}),
             "files": [list(pair) for pair in zip(names, digests, strict=True)],
-            "media": digest(stats),
+            "rows": content.hexdigest(),
         }
     )
+
+
+def _row_json(row: Row, below: tuple[str, ...]) -> str:
+    """What a row adds to the key: all but where it stands, its media with sizes and times."""
+    if isinstance(row, Bad):
+        return json.dumps(["bad", row.reason])
+    media = [[ref.kind, *_media_facts(ref.uri, below)] for ref in row.media]
+    others = {item.name: getattr(row, item.name) for item in fields(row) if item.name not in ("where", "media")}
+    return json.dumps([others, media], ensure_ascii=False)
+
+
+def _media_facts(uri: str, below: tuple[str, ...]) -> list[str | int]:
+    if uri.startswith("data:"):
+        return [uri]
+    local = storage.local_path(uri)
+    try:
+        status = os.stat(local) if local is not None else None
+    except (OSError, ValueError):  # not there, or a name that no file has
+        status = None
+    return [inside(uri, below), *((status.st_size, status.st_mtime_ns) if status else ())]
 
 
 def inside(uri: str, folders: Iterable[str]) -> str:
@@ -310,6 +362,7 @@ def inside(uri: str, folders: Iterable[str]) -> str:
 
 def _finished(target: str, key: str) -> dict[str, Any] | None:
     """The stored funnel when the source is finished and made from the same input."""
+    swap.settle(target, last=(INPUT, MANIFEST))
     marker = storage.join(target, INPUT)
     if not (storage.exists(marker) and storage.exists(storage.join(target, MANIFEST))):
         return None
@@ -319,7 +372,7 @@ def _finished(target: str, key: str) -> dict[str, Any] | None:
 
 def _write(rows: Iterable[Row], facts: dict[str, str], writer: ShardWriter, funnel: Funnel, engine: Engine) -> None:
     told = time.monotonic()
-    for block in blocks(rows, BLOCK_ROWS):
+    for block in _blocks(rows):
         drafts = [row for row in block if isinstance(row, Draft)]
         answers = iter(engine.map(inspect, [draft_to_json(draft, **facts) for draft in drafts]) if drafts else [])
         for row in block:
@@ -337,6 +390,33 @@ def _write(rows: Iterable[Row], facts: dict[str, str], writer: ShardWriter, funn
         if time.monotonic() - told > 5:
             told = time.monotonic()
             print(f"ingest: {facts['source']}/{facts['split']} {funnel.read} rows", flush=True)
+
+
+def _blocks(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """Rows that are described together, their media in memory: BLOCK_ROWS of them, fewer where media are large."""
+    block: list[Row] = []
+    held = 0
+    for row in rows:
+        size = sum(map(_media_bytes, row.media)) if isinstance(row, Draft) else 0
+        if block and (len(block) == BLOCK_ROWS or held + size > BLOCK_BYTES):
+            yield block
+            block, held = [], 0
+        block.append(row)
+        held += size
+    if block:
+        yield block
+
+
+def _media_bytes(ref: MediaRef) -> int:
+    if ref.uri.startswith("data:"):
+        return len(ref.uri)
+    if (size := member_bytes(ref.uri)) is not None:
+        return size
+    local = storage.local_path(ref.uri)
+    try:
+        return os.stat(local).st_size if local is not None else UNKNOWN_BYTES[ref.kind]
+    except (OSError, ValueError):
+        return UNKNOWN_BYTES[ref.kind]
 
 
 def check(funnel: Funnel, max_bad_fraction: float, *, where: str) -> None:

@@ -15,11 +15,11 @@ from pipelines.prepare import embedded
 from pipelines.prepare.describe import draft_to_json, inspect
 from pipelines.prepare.formats.rows import Bad, Draft
 from pipelines.prepare.ingest import prepare_data, source_uri
-from tests.prepare.builders import a_recipe, a_source, write_lines
+from tests.prepare.builders import a_picture, a_recipe, a_source, write_lines
 from tests.prepare.test_text_formats import SHEEP, SWIFT, folder, good, rows_of, said
 from tests.prepare.through import Made, made, trained
 from trainer.data.sample import from_json
-from trainer.data.shards import Source
+from trainer.data.shards import ShardReader, Source
 from trainer.errors import DataError
 
 __all__ = ["folder"]  # the fixture
@@ -78,6 +78,48 @@ def test_webdataset_faults_cost_their_sample_and_a_cut_tar_is_told(folder: Path)
         assert isinstance(last, Bad) and last.reason == "damaged-tar" and got in last.got, last
     with pytest.raises(DataError, match="compressed tar"):
         rows_of("webdataset", folder / "000.tar.gz", "caption", "document")
+
+
+@pytest.mark.parametrize("cut", ["a damaged header", "two archives"])
+def test_webdataset_what_lies_behind_a_damaged_header_or_an_end_is_told(cut: str, folder: Path):
+    png = (folder / "red.png").read_bytes()
+    files = {f"{number}.{ending}": png if ending == "png" else b"x" for number in range(5) for ending in ("png", "txt")}
+    path = a_tar(folder / "000.tar", files)
+    whole = path.read_bytes()
+    assert not any(isinstance(row, Bad) for row in rows_of("webdataset", path, "caption", "document"))
+    if cut == "two archives":
+        path.write_bytes(whole * 2)
+        want, kept = "another archive", 5
+    else:
+        with tarfile.open(path) as archive:
+            at = archive.getmember("2.png").offset
+        path.write_bytes(whole[:at] + b"\xff" * 512 + whole[at + 512 :])
+        want, kept = f"a damaged header or another archive behind byte {at}", 2
+    *rows, last = rows_of("webdataset", path, "caption", "document")
+    assert len(rows) == kept and not any(isinstance(row, Bad) for row in rows)
+    assert isinstance(last, Bad) and last.reason == "damaged-tar" and want in last.got
+
+
+def test_webdataset_pictures_go_by_their_numbers_and_only_those_of_the_sample_count(folder: Path):
+    colours = {number: a_picture(colour=f"#0000{number:02x}") for number in (0, 1, 2, 10)}
+    files = {f"k.{number}.png": colours[number] for number in (0, 1, 10, 2)}
+    files |= {"k.depth.png": a_picture(), "k.mask.png": a_picture(), "k.txt": b"four"}
+    [(sample, data)] = map(good, made(rows_of("webdataset", a_tar(folder / "0.tar", files), "caption"), "caption"))
+    assert data == [colours[number] for number in (0, 1, 2, 10)]
+    assert sum(part.part == "image" for message in sample.messages for part in message.parts) == 4
+
+
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE])
+def test_webdataset_a_link_in_the_place_of_a_picture_makes_the_row_bad(kind: bytes, folder: Path):
+    path = a_tar(folder / "0.tar", {"0.png": a_picture(), "0.txt": b"x", "1.txt": b"y"})
+    with tarfile.open(path, "a") as archive:
+        for name in ("1.png", "1.cls"):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "0.png"
+            archive.addfile(info)
+    first, second = rows_of("webdataset", path, "caption", "document")
+    assert isinstance(first, Draft)
+    assert isinstance(second, Bad) and second.reason == "not-a-file" and "1.png" in second.expected
 
 
 def test_our_own_shards_are_read_back_as_they_were(folder: Path):
@@ -164,3 +206,37 @@ def test_parquet_reads_each_row_group_once_and_a_damaged_file_is_told(folder: Pa
     pq.write_table(pa.table({"image": [png]}), path)
     with pytest.raises(DataError, match="without words"):
         rows_of("parquet", path, "caption", "document")
+
+
+def test_parquet_columns_of_bytes_are_text_or_the_row_is_bad(folder: Path):
+    table = pa.table({"id": ["a", "b"], "text": pa.array(["größer".encode(), b"\xff\xfe"], pa.binary())})
+    pq.write_table(table, folder / "text.parquet")
+    first, second = made(rows_of("parquet", folder / "text.parquet", "text", "document"), "text")
+    assert said(good(first)[0]) == [("document", ["größer"])]
+    assert isinstance(second, Bad) and second.reason == "not-utf8" and "column text" in second.expected
+
+
+def test_parquet_pictures_beside_the_table_are_those_of_its_own_folder(folder: Path):
+    """Two folders with a table each: cells without bytes, with them, and a list of both; wherever the data lie."""
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    schema = pa.schema([("id", pa.string()), ("images", pa.list_(image)), ("caption", pa.string())])
+    digests = []
+    for place in ("here", "there"):
+        for name in ("blue", "green"):
+            inside = folder / place / name
+            inside.mkdir(parents=True)
+            (inside / "x.png").write_bytes(a_picture(colour=name))
+            outside, within = {"bytes": None, "path": "x.png"}, {"bytes": a_picture(colour="red"), "path": "x.png"}
+            rows = [{"id": f"{name}{n}", "images": shown, "caption": "c"}
+                    for n, shown in enumerate(([outside], [within], [outside, within]))]  # fmt: skip
+            pq.write_table(pa.Table.from_pylist(rows, schema), inside / "t.parquet")
+        out = str(folder / f"out-{place}")
+        tables = a_source("parquet", folder / place / "*" / "t.parquet", kind="caption", rendering="document")
+        prepare_data(a_recipe(tables, "model.tokenizer=nowhere"), out)
+        digests.append(Source.open(source_uri(out, "mine", "train")).digest)
+    source = Source.open(source_uri(out, "mine", "train"))
+    reader = ShardReader(source)
+    red, blue, green = (a_picture(colour=name) for name in ("red", "blue", "green"))
+    assert [reader.media(0, row) for row in range(6)] == [[blue], [red], [blue, red], [green], [red], [green, red]]
+    assert [source.sample(0, row).media[0].origin for row in (0, 3)] == ["blue/x.png", "green/x.png"]
+    assert digests[0] == digests[1]

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
+import tarfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from pipelines.prepare import describe, ingest
+from pipelines.prepare import describe, ingest, swap
 from pipelines.prepare.formats.rows import MediaRef
 from pipelines.prepare.ingest import prepare_data, source_uri
 from tests.prepare.builders import a_caption, a_picture, a_recipe, a_source, small_recipe, write_lines
@@ -156,3 +163,150 @@ def test_what_is_held_out_lies_in_a_split_of_its_own(media: Path):
     prepare_data(a_recipe(a_source("llava", train, held_out=str(held)), NO_TOKENIZER), str(media / "out"))
     source = Source.open(source_uri(str(media / "out"), "mine", "held_out"))
     assert source.num_samples == 2 and source.sample(0, 0).split == "held_out"
+
+
+# ---------------------------------------------------------------- what shards depend on
+
+
+def refcoco(folder: Path) -> Path:
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 20, 20]}
+    instances = {"images": [{"id": 1, "file_name": "red.png"}], "annotations": [box]}
+    storage.write_json(str(folder / "instances.json"), {**instances, "categories": [{"id": 1, "name": "field"}]})
+    said = {"ref_id": 1, "ann_id": 1, "image_id": 1, "split": "train", "sentences": [{"sent_id": 1, "sent": "it"}]}
+    return write_lines(folder / "refs.json", [said])
+
+
+def corrected_box(folder: Path) -> None:
+    found = storage.read_json(str(folder / "instances.json"))
+    found["annotations"][0]["bbox"] = [2, 2, 20, 20]
+    storage.write_json(str(folder / "instances.json"), found)
+
+
+def alpaca(folder: Path) -> Path:
+    columns = {"prompt": "one", "response": "two"}
+    storage.write_json(str(folder / "dataset_info.json"), {"mine": {"file_name": "rows.json", "columns": columns}})
+    row = {"one": "first", "two": "second", "three": "third"}
+    (folder / "rows.json").write_text(json.dumps([row]))
+    return folder / "rows.json"
+
+
+def another_column(folder: Path) -> None:
+    columns = {"prompt": "one", "response": "three"}
+    storage.write_json(str(folder / "dataset_info.json"), {"mine": {"file_name": "rows.json", "columns": columns}})
+
+
+def a_table_without_bytes(folder: Path) -> Path:
+    cells = pa.array([{"bytes": None, "path": "red.png"}], pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    pq.write_table(pa.table({"image": cells, "caption": ["x"]}), folder / "t.parquet")
+    return folder / "t.parquet"
+
+
+def another_picture(folder: Path) -> None:
+    (folder / "red.png").write_bytes(a_picture(colour="blue"))
+
+
+@pytest.mark.parametrize(
+    ("format", "write", "change"),
+    [
+        ("refcoco", refcoco, corrected_box),
+        ("llama_factory", alpaca, another_column),
+        ("parquet", a_table_without_bytes, another_picture),
+    ],
+)
+def test_what_rows_take_from_other_files_is_part_of_what_shards_are_made_from(
+    format: str, write: Callable[[Path], Path], change: Callable[[Path], None], media: Path
+):
+    source = a_source(format, write(media), kind="grounding" if format == "refcoco" else "instruction")
+    digests, times = [], []
+    for act in (None, None, change):
+        if act is not None:
+            act(media)
+        prepare_data(a_recipe(source, NO_TOKENIZER), str(media / "out"))
+        shards = source_uri(str(media / "out"), "mine", "train")
+        digests.append(Source.open(shards).digest)
+        times.append(Path(shards, "source.json").stat().st_mtime_ns)
+    assert times[0] == times[1], "nothing changed: nothing is written"
+    assert digests[0] == digests[1] != digests[2]
+
+
+# ---------------------------------------------------------------- ids of several files
+
+
+def test_rows_without_ids_in_files_of_one_name_are_told_apart_by_their_folders(media: Path):
+    row = a_caption(0, id=None, image=str(media / "red.png"))
+    for name in ("a", "b"):
+        write_lines(media / name / "train.jsonl", [row, {**row, "id": f"own-{name}"}])
+    prepare_data(a_recipe(a_source("llava", media / "*" / "train.jsonl"), NO_TOKENIZER), str(media / "out"))
+    source = Source.open(source_uri(str(media / "out"), "mine", "train"))
+    ids = [source.sample_id(0, row) for row in range(4)]
+    assert ids == ["a/train.jsonl#1", "own-a", "b/train.jsonl#1", "own-b"]
+
+
+def test_tars_with_the_same_keys_are_told_apart_by_their_names_and_an_id_of_a_row_is_not(media: Path):
+    (media / "tars").mkdir()
+    for name in ("0", "1"):
+        with tarfile.open(media / "tars" / f"{name}.tar", "w") as archive:
+            words = b'{"caption": "y", "id": "mine"}'
+            files = {"000.png": a_picture(), "000.txt": b"x", "001.png": a_picture(), "001.json": words}
+            for member, data in files.items():
+                info = tarfile.TarInfo(member)
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+    tars = a_source("webdataset", media / "tars", kind="caption", rendering="document")
+    with pytest.raises(DataError, match=r"1\.tar, 001: duplicate-id.*'mine' for the second time"):
+        prepare_data(a_recipe(tars, NO_TOKENIZER), str(media / "out"))
+    prepare_data(a_recipe(tars, NO_TOKENIZER, "prepare.max_bad_fraction=0.3"), str(media / "out"))
+    source = Source.open(source_uri(str(media / "out"), "mine", "train"))
+    assert [source.sample_id(0, row) for row in range(3)] == ["0.tar/000", "mine", "1.tar/000"]
+
+
+# ---------------------------------------------------------------- what is there while new shards are made
+
+
+def test_shards_stay_until_new_ones_are_whole(media: Path):
+    out = prepare(media, [a_caption(0)])
+    before = Source.open(source_uri(out, "mine", "train")).digest
+    rows = [*(a_caption(number) for number in range(300)), a_caption(999, image="gone.png")]
+    with pytest.raises(DataError, match="missing-media"):
+        prepare(media, rows, "prepare.shard_bytes=20000")  # several shards are written before the last row is seen
+    source = Source.open(source_uri(out, "mine", "train"))
+    assert source.digest == before and ShardReader(source).media(0, 0) == [(media / "red.png").read_bytes()]
+    assert sorted(os.listdir(source.uri)) == ["00000.index.parquet", "00000.tar", "input.json", "source.json"]
+    prepare(media, rows[:-1], "prepare.shard_bytes=20000")
+    assert Source.open(source.uri).num_samples == 300
+
+
+LAST = ("input.json", "source.json")
+
+
+@pytest.mark.parametrize("calls", range(1, 13))
+def test_a_swap_that_was_killed_anywhere_is_finished_by_the_next_run(
+    calls: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Every call that changes files is, in its turn, the one before which the process dies."""
+    folder = tmp_path / "train"
+    old = {"00000.tar": b"old", "00001.tar": b"old", "00000.counts.parquet": b"old", **dict.fromkeys(LAST, b"old")}
+    new = {"00000.tar": b"new", "00000.index.parquet": b"new", **dict.fromkeys(LAST, b"new")}
+    for place, files in ((folder, old), (Path(swap.beside(str(folder))), new)):
+        for name, data in files.items():
+            storage.write_bytes(str(place / name), data)
+    done: list[str] = []
+
+    def dying(act: Callable[..., None]) -> Callable[..., None]:
+        def called(*given: Any) -> None:
+            if len(done) == calls:
+                raise KeyboardInterrupt
+            done.append(act.__name__)
+            act(*given)
+
+        return called
+
+    with monkeypatch.context() as patched:
+        for name in ("move", "remove", "remove_tree", "write_bytes"):
+            patched.setattr(storage, name, dying(getattr(storage, name)))
+        with pytest.raises(KeyboardInterrupt):
+            swap.take(str(folder), last=LAST)
+    seen = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    assert "source.json" not in seen or seen in (old, new), "what looks finished is whole"
+    swap.settle(str(folder), last=LAST)
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == new

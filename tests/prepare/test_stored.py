@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -79,6 +82,35 @@ def test_ingest_never_empties_a_folder_that_holds_something_else(media: Path, ca
         assert run("ingest", path, "--out", out) == 2
         assert "not a folder of its own" in capsys.readouterr().err
     assert path.exists() and (media / "red.png").exists()
+
+
+def test_ingest_replaces_shards_of_another_input_only_when_told(shards: Path, capsys: pytest.CaptureFixture[str]):
+    before = Source.open(str(shards)).digest
+    other = write_lines(shards.parent / "other.jsonl", [{**SWIFT, "id": "other"}])
+    assert run("ingest", other, "--out", shards) == 2
+    assert "shards of another input are there" in capsys.readouterr().err
+    assert Source.open(str(shards)).digest == before
+    assert run("ingest", other, "--out", shards, "--replace") == 0
+    assert Source.open(str(shards)).num_samples == 1
+
+
+def test_ingest_that_was_killed_is_done_by_the_same_command(media: Path):
+    """SIGKILL after the first shards are written; nothing is to be removed by hand."""
+    path = write_lines(media / "rows.jsonl", [a_caption(number) for number in range(3000)])
+    out = media / "killed"
+    words = ["data", "ingest", str(path), "--out", str(out)]
+    small = "Prepare.model_fields['shard_bytes'].default = 4096; Prepare.model_rebuild(force=True)"
+    program = f"from trainer.recipe import Prepare; {small}; from pipelines.cli.main import main; main({words!r})"
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(media.glob("killed/**/00000.tar")) and time.monotonic() < deadline:
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (out / "source.json").exists() and list(out.rglob("*.tar"))
+    assert main(words) == 0
+    assert Source.open(str(out)).num_samples == 3000 and not list(out.glob(".tmp-*"))
 
 
 def test_ingest_takes_several_files_and_says_what_does_not_go_together(media: Path, capsys: pytest.CaptureFixture[str]):

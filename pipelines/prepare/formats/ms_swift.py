@@ -32,7 +32,7 @@ from pipelines.prepare.formats.rows import (
     text,
     units_of,
 )  # fmt: skip
-from pipelines.prepare.formats.tools import call, joined, with_tools
+from pipelines.prepare.formats.tools import call, calls_of, check_learnt, joined, with_tools
 from trainer.recipe import Source
 
 KIND, RENDERING = "instruction", "chat"
@@ -123,6 +123,10 @@ def _message(item: dict, things: _Objects, num_media: int) -> dict:
     role, content = field_of(item, "role"), item.get("content")
     if role not in ROLES:
         raise BadRow("wrong-form", f"a role of {', '.join(ROLES)}", role)
+    check_learnt(item)
+    if calls := item.get("tool_calls"):
+        words = [_message({"role": role, "content": content}, things, num_media)] if content else []
+        return joined([*words, calls_of(calls)])[0]
     if not isinstance(content, str):
         raise BadRow("wrong-form", "content: text with <image> and <video>", type(content).__name__)
     if ROLES[role] == "call":

@@ -2,12 +2,15 @@
 {"type": "text" | "image_url" | "image" | "video_url" | "video"}; an image is a path, a URL or a data: URI.
 
 With `images` / `videos` beside the messages, {"type": "image"} alone (as TRL writes it) or <image> in plain text is the
-next of them. A folder's path, https:// and s3:// are read alike.
+next of them. A folder's path, https:// and s3:// are read alike. `tools` beside the messages go into the system
+message, an assistant's `tool_calls` behind its words, as the chat template writes both. A message of weight 0 (or loss
+false, ms-swift's word) is refused: every answer of a sample is learnt.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from pipelines.prepare.formats.llava import media_of
 from pipelines.prepare.formats.peek import Peek
@@ -29,6 +32,7 @@ from pipelines.prepare.formats.rows import (
     text,
     units_of,
 )  # fmt: skip
+from pipelines.prepare.formats.tools import calls_of, check_learnt, joined, with_tools
 from trainer.recipe import Source
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -57,7 +61,7 @@ def draft(entry: dict, where: str, media_root: str, source: Source) -> Draft:
         raise BadRow("wrong-form", "at least one message", "an empty list")
     messages = [conversation_message(item, media, places, media_root) for item in listed]
     places.finish()
-    messages = rendered(messages, source)
+    messages = rendered(told_tools(messages, entry.get("tools")), source)
     identity = identity_of(entry, where)
     return Draft(where, identity, messages, media, key=key_of(entry), units=units_of(entry))
 
@@ -68,7 +72,30 @@ def conversation_message(item: dict, media: list[MediaRef], places: Places, root
     if role not in ROLES:
         raise BadRow("wrong-form", f"a role of {', '.join(ROLES)}", role)
     role = "system" if role == "developer" else role
-    content = item.get("content")
+    check_learnt(item)
+    if calls := item.get("tool_calls"):
+        if role != "assistant":
+            raise BadRow("wrong-form", "tool_calls of the assistant", role)
+        words = [_said(role, item["content"], media, places, root)] if item.get("content") else []
+        return joined([*words, calls_of(calls)])[0]
+    return _said(role, item.get("content"), media, places, root)
+
+
+def told_tools(messages: list[dict], tools: object) -> list[dict]:
+    """The conversation with the functions that it may call in its system message."""
+    if not (written := with_tools("", tools)):
+        return messages
+    if messages[0]["role"] != "system":
+        return [message("system", text(written)), *messages]
+    parts = messages[0]["parts"]
+    if parts and parts[-1]["part"] == "text":
+        parts = [*parts[:-1], text(f"{parts[-1]['text']}\n\n{written}")]
+    else:
+        parts = [*parts, text(written)]
+    return [message("system", *parts), *messages[1:]]
+
+
+def _said(role: str, content: Any, media: list[MediaRef], places: Places, root: str) -> dict:
     if isinstance(content, str):
         if role == "assistant" and "<image>" not in content:
             return message(role, *answer_parts(content, len(media)))

@@ -3,7 +3,7 @@ plain bytes in a column called image(s); the other columns form a row that any r
 messages, question and answer, caption, points, chosen and rejected, text).
 
 Rows are read in batches without the pictures, which stay in the file until they are described (embedded.py). A picture
-without bytes is a file at its path, which counts from the media folder.
+without bytes is a file at its path, which counts from the media folder. Other columns of bytes are text in UTF-8.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from pipelines.prepare.embedded import cell, open_file
 from pipelines.prepare.formats.peek import Peek
-from pipelines.prepare.formats.rows import Bad, Row, guarded
+from pipelines.prepare.formats.rows import Bad, BadRow, Draft, Row, guarded, resolve
 from pipelines.prepare.formats.table import draft_of_row
 from trainer import storage
 from trainer.errors import DataError
@@ -26,6 +26,8 @@ from trainer.recipe import Source
 
 KIND, RENDERING = "instruction", "chat"
 BATCH_ROWS = 256
+PICTURE_ROWS = 16
+"""Rows whose pictures are in memory at once where it must be looked which of them have bytes."""
 PICTURES = ("image", "images", "jpg", "png")
 """Columns of bytes that are pictures; {bytes, path} is one whatever its column is called."""
 
@@ -74,45 +76,69 @@ def _group(
     media_root: str,
     source: Source,
 ) -> Iterator[Row]:
-    """Rows of one row group. Of the pictures only the shape is read: how many a row has."""
+    """Rows of one row group. Of the pictures only names are read: how many a row has, and files outside the table."""
+
+    def one(entry: dict, where: str) -> Draft:
+        return draft_of_row(_plain(entry), where, media_root, source)
+
     before = sum(table.metadata.row_group(earlier).num_rows for earlier in range(group))
-    counts = {name: _counts(table, group, name, depth) for name, depth in shown.items()}
+    named = {name: _paths(table, group, name, depth) for name, depth in shown.items()}
     number = 0
     for batch in table.iter_batches(BATCH_ROWS, row_groups=[group], columns=others):
         for entry in batch.to_pylist():
             images: list[str] = []
             for name, depth in shown.items():
-                listed = range(counts[name][number]) if depth else [None] * counts[name][number]
-                images += [cell(address, group, number, name, item) for item in listed]
-            row = {**_plain(entry), **({"images": images} if images else {})}
-            where = f"{path}, row {before + number}"
-            yield guarded(where, lambda entry, where: draft_of_row(entry, where, media_root, source), row)
+                for item, file in enumerate(named[name][number]):
+                    place = cell(address, group, number, name, item if depth else None)
+                    images.append(resolve(media_root, file) if file else place)
+            row = {**entry, **({"images": images} if images else {})}
+            yield guarded(f"{path}, row {before + number}", one, row)
             number += 1
 
 
-def _counts(table: pq.ParquetFile, group: int, name: str, depth: int | None) -> list[int]:
-    """Pictures of every row of the group. Of {bytes, path} the paths are read, and not the bytes."""
-    leaf = next(
-        (column for column in _leaves(table) if column.split(".")[0] == name and column.endswith(".path")), name
-    )
-    column = table.read_row_group(group, columns=[leaf])[name]
-    if depth:
-        return [len(value) if value is not None else 0 for value in column.to_pylist()]
-    if leaf == name:
-        return [int(present) for present in column.is_valid().to_pylist()]
-    return [int(value is not None) for value in column.to_pylist()]
+def _paths(table: pq.ParquetFile, group: int, name: str, depth: int | None) -> list[list[str | None]]:
+    """Of every row of the group an entry a picture: its path when that is where its bytes are, None when they are in
+    the cell. Bytes are looked at only where the column's statistics leave open whether some are missing."""
+    leaves = {path.rpartition(".")[2]: path for path in _leaves(table) if path.split(".")[0] == name}
+    if "path" not in leaves:  # plain bytes
+        column = table.read_row_group(group, columns=[name])[name]
+        if depth:
+            return [[None] * len(value or ()) for value in column.to_pylist()]
+        return [[None] * present for present in column.is_valid().to_pylist()]
+    column = table.read_row_group(group, columns=[leaves["path"]])[name]
+    listed = column.to_pylist() if depth else [[value] if value is not None else [] for value in column.to_pylist()]
+    if _all_present(table, group, leaves["bytes"]):
+        return [[None] * len(value or ()) for value in listed]
+    present = _present(table, group, leaves["bytes"], depth)
+    return [[None if next(present) or item is None else item["path"] for item in value or ()] for value in listed]
+
+
+def _all_present(table: pq.ParquetFile, group: int, leaf: str) -> bool:
+    facts = table.metadata.row_group(group).column(_leaves(table).index(leaf)).statistics
+    return facts is not None and facts.has_null_count and facts.null_count == 0
+
+
+def _present(table: pq.ParquetFile, group: int, leaf: str, depth: int | None) -> Iterator[bool]:
+    """Whether a picture has bytes, picture after picture."""
+    for batch in table.iter_batches(PICTURE_ROWS, row_groups=[group], columns=[leaf]):
+        pictures: Any = batch.column(0)
+        pictures = pictures.flatten() if depth else pictures.drop_null()
+        yield from pictures.field("bytes").is_valid().to_pylist()
 
 
 def _leaves(table: pq.ParquetFile) -> list[str]:
     return [table.schema.column(number).path for number in range(len(table.schema.names))]
 
 
-def _plain(value: Any) -> Any:
-    """What JSON has words for, without fields that are null."""
+def _plain(value: Any, column: str = "") -> Any:
+    """What JSON has words for, without fields that are null. Raises BadRow: bytes that are no text."""
     if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items() if item is not None}
+        return {name: _plain(item, name) for name, item in value.items() if item is not None}
     if isinstance(value, list):
-        return [_plain(item) for item in value]
+        return [_plain(item, column) for item in value]
     if isinstance(value, bytes):
-        return f"({len(value)} bytes)"
+        try:
+            return value.decode()
+        except UnicodeDecodeError as error:
+            raise BadRow("not-utf8", f"text in UTF-8 in the column {column}", f"byte {error.start}") from None
     return str(value) if isinstance(value, date | datetime | Decimal) else value

@@ -14,7 +14,7 @@ from itertools import takewhile
 from typing import Any
 
 from pipelines.prepare.formats.llava import media_of, turns
-from pipelines.prepare.formats.openai import conversation_message
+from pipelines.prepare.formats.openai import conversation_message, told_tools
 from pipelines.prepare.formats.peek import Peek
 from pipelines.prepare.formats.rows import (
     BadRow,
@@ -59,6 +59,7 @@ def draft(entry: dict, where: str, media_root: str, source: Source) -> Draft:
         asked, given = _asked(entry, given)
         prompt = [conversation_message(item, media, places, media_root) for item in asked]
     places.finish()
+    prompt = told_tools(prompt, entry.get("tools"))
     check_turns(prompt, ends="question")
     chosen, rejected = (_answer(given[name], media) for name in ("chosen", "rejected"))
     if chosen == rejected:

@@ -9,6 +9,17 @@ from pipelines.prepare.formats.rows import BadRow, message, text
 from trainer.data.render import TOOLS_TEXT
 
 
+def check_learnt(item: dict) -> None:
+    """Every answer of a sample is learnt: a row that excepts one (OpenAI's `weight`, ms-swift's `loss`) is refused.
+
+    Raises:
+        BadRow
+    """
+    for name in ("weight", "loss"):
+        if item.get(name) is not None and not item[name]:
+            raise BadRow("unsupported", f"messages that are learnt, without {name} {item[name]}", item.get("role"))
+
+
 def with_tools(system: str, tools: object) -> str:
     """The system message with the signatures after it. `tools`: a list of functions, or its JSON.
 
@@ -38,6 +49,13 @@ def call(value: str) -> dict:
         content = json.dumps({"name": item["name"], "arguments": arguments}, ensure_ascii=False)
         written.append(f"<tool_call>\n{content}\n</tool_call>")
     return message("assistant", text("\n".join(written)))
+
+
+def calls_of(calls: object) -> dict:
+    """OpenAI's tool_calls, a list of {"type": "function", "function": {name, arguments}}: the assistant's message."""
+    if not isinstance(calls, list) or not all(isinstance(item, dict) for item in calls):
+        raise BadRow("wrong-form", "tool_calls: a list of calls", calls)
+    return call(json.dumps([item.get("function", item) for item in calls]))
 
 
 def joined(messages: list[dict]) -> list[dict]:

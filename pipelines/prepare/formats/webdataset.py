@@ -1,7 +1,7 @@
-"""WebDataset tars: files of one key are one sample. KEY.jpg (png, webp, ...; several as KEY.0.jpg, KEY.1.jpg) or
-KEY.mp4 with KEY.txt, a caption, or KEY.json, an object that any reader of rows knows (conversations, messages, points,
-a caption). Media named inside that object are replaced by the key's own. Other files of a key (.cls, .npy) are not
-read.
+"""WebDataset tars: files of one key are one sample. KEY.jpg (png, webp, ...; several as KEY.0.jpg, KEY.1.jpg, taken by
+their numbers) or KEY.mp4 with KEY.txt, a caption, or KEY.json, an object that any reader of rows knows (conversations,
+messages, points, a caption). Media named inside that object are replaced by the key's own. Other files of a key (.cls,
+.npy, .depth.png) are not read; a link in the place of one that is read makes the row bad.
 
 The shards that this project writes are such tars: their KEY.json is a Sample, which is read back as it was, apart from
 `kind`, `source` and `split`, which the source in the recipe says.
@@ -13,7 +13,7 @@ import json
 import tarfile
 from collections.abc import Iterator
 from itertools import groupby
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from pydantic import ValidationError
 
@@ -30,8 +30,23 @@ IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 VIDEOS = ("mp4", "webm", "mkv", "avi", "mov")
 MEDIA = ("image", "images", "video", "videos")
 
-Member = tuple[str, str, int, int]
-"""Key, ending, first byte, size."""
+END_BYTES = 512
+"""Zeros that a tar ends with, at least: programs write two such blocks, readers are content with one."""
+READ_BYTES = 2**20
+
+
+class Member(NamedTuple):
+    key: str
+    ending: str
+    """Of the name, behind its first dot: "jpg", "0.jpg"."""
+    start: int
+    size: int
+    is_file: bool
+
+    def number(self) -> int | None:
+        """The place of KEY.N.EXT among the key's media, -1 of KEY.EXT; None of any other name."""
+        infix, dot, _ = self.ending.rpartition(".")
+        return -1 if not dot else int(infix) if infix.isascii() and infix.isdecimal() else None
 
 
 def looks(peek: Peek) -> str | None:
@@ -44,7 +59,7 @@ def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
         raise DataError("a compressed tar, whose members cannot be read in place", where=path, do=do)
     with open_file(path) as file:
         members = _Members(file, path)
-        for key, listed in groupby(members, lambda item: item[0]):
+        for key, listed in groupby(members, lambda item: item.key):
             entry = {"key": key, "members": list(listed)}
             yield guarded(f"{path}, {key}", lambda entry, where: _draft(entry, where, path, file, source), entry)
         if members.lack is not None:
@@ -52,7 +67,7 @@ def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
 
 
 class _Members:
-    """Regular files of a tar in order, without keeping them; `lack` says afterwards what the file lacks."""
+    """Members of a tar in order, folders apart, without keeping them; `lack` says afterwards what the file lacks."""
 
     def __init__(self, file: BinaryIO, path: str):
         self.file, self.path = file, path
@@ -65,27 +80,43 @@ class _Members:
                     archive.members = []  # type: ignore[attr-defined]  # tarfile would remember every one
                     folder, slash, name = info.name.rpartition("/")
                     stem, _, ending = name.partition(".")
-                    if info.isfile() and not name.startswith("."):
-                        yield f"{folder}{slash}{stem}", ending.lower(), info.offset_data, info.size
-                self.file.seek(archive.offset)
-                self.lack = None if self.file.read(1) else "no end mark: later samples may be missing"
+                    if not info.isdir() and not name.startswith("."):
+                        key = f"{folder}{slash}{stem}"
+                        yield Member(key, ending.lower(), info.offset_data, info.size, info.isfile())
+                self.lack = self._after(archive.offset)
         except tarfile.TarError as error:
             self.lack = str(error)
+
+    def _after(self, end: int) -> str | None:
+        """What is wrong behind the last member that tarfile gives, where only zeros may be: it stops at a header that
+        it cannot read, and at the end of the first of two archives, as if that were the end."""
+        self.file.seek(end)
+        length = 0
+        while data := self.file.read(READ_BYTES):
+            if any(data):
+                return f"a damaged header or another archive behind byte {end}: later samples are not read"
+            length += len(data)
+        return None if length >= END_BYTES else "no end mark: later samples may be missing"
 
 
 def _draft(entry: dict, where: str, path: str, file: BinaryIO, source: Source) -> Draft:
     key, members = entry["key"], entry["members"]
-    media: list[MediaRef] = []
+    numbered: list[tuple[int, MediaRef]] = []
     words: str | None = None
     row: dict = {}
-    for _, ending, start, size in members:
-        last = ending.rpartition(".")[2]
-        if last in IMAGES or last in VIDEOS:
-            media.append(MediaRef(member(path, start, size), "image" if last in IMAGES else "video"))
-        elif ending == "txt":
-            words = _content(file, start, size, f"{key}.txt")
-        elif ending == "json":
-            row = _object(_content(file, start, size, f"{key}.json"))
+    for item in members:
+        last, number = item.ending.rpartition(".")[2], item.number()
+        is_medium = number is not None and last in (*IMAGES, *VIDEOS)
+        if not item.is_file and (is_medium or item.ending in ("txt", "json")):
+            raise BadRow("not-a-file", f"a file {key}.{item.ending} in the tar", "a link, or a member without bytes")
+        if number is not None and is_medium:
+            ref = MediaRef(member(path, item.start, item.size), "image" if last in IMAGES else "video")
+            numbered.append((number, ref))
+        elif item.ending == "txt":
+            words = _content(file, item.start, item.size, f"{key}.txt")
+        elif item.ending == "json":
+            row = _object(_content(file, item.start, item.size, f"{key}.json"))
+    media = [ref for _, ref in sorted(numbered, key=lambda pair: pair[0])]
     if row.get("format") == 1 and "messages" in row and "kind" in row:
         return _stored(row, where, media)
     check_sound(row)
