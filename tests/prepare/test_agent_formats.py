@@ -215,6 +215,16 @@ def test_a_web_action_that_cannot_be_placed_is_a_bad_row(tmp_path, action, reaso
     assert isinstance(bad, Bad) and bad.reason == reason and got in bad.got
 
 
+@pytest.mark.parametrize("numbers", [[2, 0, 1], ["0", "2", "3"], [0, None, 2], ["1", "2", "3"], [0, 1, 1]])
+def test_web_actions_out_of_order_cost_their_episode_and_no_other(tmp_path: Path, numbers: list):
+    screens(tmp_path, 1, (300, 200))
+    good = [{**action, "annotation_id": "a2", "target_action_index": str(n)} for n, action in enumerate(MIND2WEB[:3])]
+    bad = [{**action, "target_action_index": n} for n, action in zip(numbers, MIND2WEB[:3], strict=True)]
+    rows = made(read("mind2web", write_lines(tmp_path / "a.jsonl", [*bad, *good])), "agent")
+    assert isinstance(rows[0], Bad) and rows[0].reason == "wrong-order" and str(numbers[0]) in rows[0].got
+    assert len(rows) == 2 and not isinstance(rows[1], Bad) and rows[1][0].id == "a2"
+
+
 def test_the_mapping_table_names_no_action_outside_the_space():
     size = (100, 100)
     mobile = [{"action_type": name} for name in (*actions.BUTTONS, "wait")]

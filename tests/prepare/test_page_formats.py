@@ -292,7 +292,8 @@ def test_lines_and_words_outside_of_paragraphs_are_blocks_of_their_own(tmp_path:
     bare = """<div class='ocr_page' title='image "page one.png"; bbox 0 0 400 300'>
      <span class='ocr_line' title="bbox 10 10 240 30">first line</span>
      <div class='ocr_carea' title="bbox 10 40 240 90">
-      <span class='ocr_line' title="bbox 10 40 240 60"><span class='ocrx_word' title='bbox 10 40 90 60'>second</span></span>
+      <span class='ocr_line' title="bbox 10 40 240 60">
+       <span class='ocrx_word' title='bbox 10 40 90 60'>second</span></span>
       <span class='ocrx_word' title='bbox 10 70 90 90'>third</span></div>
      <p class='ocr_par' title="bbox 10 100 240 190"><span class='ocr_line' title="bbox 10 100 240 130">in a</span>
       <div class='ocr_image' title="bbox 300 100 390 190"></div>

@@ -3,6 +3,10 @@
 `annotation_id` and `confirmed_task` in every line and actions of one episode after each other. `operation` and the
 candidates are objects or JSON text. The place of an action is the middle of its element's box (`bounding_box_rect`: x,
 y, width, height in pixels of the page's screenshot): of the original target, else the first candidate that has a box.
+
+Where actions have a `target_action_index`, it counts them from 0: an episode that lacks one, or has them in another
+order, is one bad row. Multimodal-Mind2Web is published as Parquet with the screenshots in cells: that is not read here,
+write its rows as lines and its screenshots as files.
 """
 
 from __future__ import annotations
@@ -24,6 +28,10 @@ def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
             raise BadRow("wrong-form", "at least one action", "none")
         if "actions" in first and len(entry["steps"]) > 1:
             raise BadRow("duplicate-id", "an annotation_id of its own", f"{len(entry['steps'])} episodes with it")
+        if (numbers := [action.get("target_action_index") for action in listed]) != [None] * len(listed):
+            in_order = [str(number) for number in range(len(listed))]
+            if [str(number) for number in numbers] != in_order:
+                raise BadRow("wrong-order", f"actions 0 to {len(listed) - 1} one after the other", numbers)
         episode = {
             "instruction": field_of(first, "confirmed_task"),
             "tool": "computer_use",
