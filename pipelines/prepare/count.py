@@ -23,7 +23,7 @@ import pyarrow as pa
 from pipelines.prepare.engine import Engine, blocks
 from trainer import storage
 from trainer.data import kept
-from trainer.data.layout import REASONS, Drop, Fit, Layout, Rules, fit_sample, layout, stage_rules, varies
+from trainer.data.layout import REASONS, Drop, Fit, Layout, Rules, fit_sample, layout, reason_of, stage_rules, varies
 from trainer.data.mixture import SourceCounts
 from trainer.data.order import id_hash
 from trainer.data.sample import Sample, from_json
@@ -77,7 +77,7 @@ def _natural(sample: Sample, variant: int, rules: Rules) -> tuple[int, ...]:
     try:
         laid = layout(sample, variant, Fit(), rules)
     except ValueError as error:
-        return (0, 0, 0, 0, REASONS.index("aspect" if "aspect" in str(error) else "rendering"))
+        return (0, 0, 0, 0, REASONS.index(reason_of(error)))
     return (*_counts(laid), -1 if laid.num_targets else REASONS.index("no_target"))
 
 

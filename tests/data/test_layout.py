@@ -7,13 +7,14 @@ import json
 import numpy as np
 import pytest
 
+from pipelines.prepare.count import natural
 from tests.data import builders
 from tests.data.builders import a_sample, a_tokenizer, a_video, an_image, says, some_rules
 from trainer.data import objects, order, render
 from trainer.data.coordinates import Convention
 from trainer.data.encode import encode
-from trainer.data.layout import Drop, Fit, Fitted, Rules, fit_sample, layout, variant_of, varies
-from trainer.data.sample import Action, Box, Image, Mask, Object, Objects, Point, Sample, Span, Tools, Video
+from trainer.data.layout import REASONS, Drop, Fit, Fitted, Rules, fit_sample, layout, variant_of, varies
+from trainer.data.sample import Action, Box, Image, Mask, Object, Objects, Point, Sample, Span, Tools, Video, to_json
 from trainer.errors import MediaError, RecipeError
 from trainer.models.family import load_family
 
@@ -250,19 +251,30 @@ def test_a_document_loses_trailing_parts_with_their_pictures():
     assert len(encode(sample, found.layout, [PICTURE], rules).ids) <= 60
 
 
+AT_TIMES = Span(start_s=0, end_s=1)
 DROPS = {
     "over_long": (a_chat(1, words=400), {}),
     "no_target": (a_sample(says("user", "only a question")), {}),
     "aspect": (a_sample(says("user", Image(media=0)), says("assistant", "x"), files=(an_image(500, 2),)), {}),
     "rendering": (a_sample(says("document", "text"), kind="text"), {}),
+    "rendering, of the word aspect": (
+        a_sample(
+            says("user", Image(media=0)),
+            says("assistant", Objects(media=0, objects=(Object(label="aspect", at=AT_TIMES),), form="html")),
+            files=(PICTURE,),
+        ),
+        {},
+    ),
 }
 
 
 @pytest.mark.parametrize("reason", DROPS)
 def test_what_cannot_be_used_is_dropped_with_its_reason(reason):
-    sample, more = DROPS[reason]
+    (sample, more), reason = DROPS[reason], reason.split(",")[0]
     found = fit_sample(sample, 0, some_rules(**more))
     assert isinstance(found, Drop) and found.reason == reason
+    if reason in ("aspect", "rendering"):
+        assert natural(to_json(sample), 1, some_rules(**more))["drop"] == [REASONS.index(reason)]
 
 
 @pytest.mark.parametrize(("length", "want"), [(60, Fitted), (12, Drop)])

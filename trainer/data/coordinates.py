@@ -44,9 +44,11 @@ class Convention:
         return min(max(fx, 0.0), float(original[0])), min(max(fy, 0.0), float(original[1]))
 
     def screen(self, resized: Size) -> Size:
-        """The size of a picture in the units that are written: what a tool's schema says of the screen."""
-        side = round(self._scale(0))
-        return resized if self.kind == "absolute" else (side, side)
+        """The size of a picture in the units that are written: what a tool's schema says of the screen. ValueError:
+        coordinates are shares of the picture."""
+        if self.kind in ("unit", "square"):
+            raise ValueError("a tool's coordinates are in pixels of the screen, the family writes shares of it, 0 to 1")
+        return resized if self.kind == "absolute" else (1000, 1000)
 
     def _canvas(self, original: Size) -> tuple[tuple[int, int], Size]:
         """Where the picture begins on what coordinates are relative to, and the size of that. LLaVA's expand2square

@@ -23,11 +23,11 @@ from trainer.data import render, video
 from trainer.data.order import id_hash, mix
 from trainer.data.pieces import Piece
 from trainer.data.sample import Media, Message, Sample, parts_of
-from trainer.data.tokenizer import Tokenizer
-from trainer.models.family import Family, Grid
+from trainer.data.tokenizer import Behind, Tokenizer
+from trainer.models.family import AspectError, Family, Grid
 from trainer.recipe import Pixels, Recipe, Rendering, Stage
 
-VERSION = 1
+VERSION = 2
 """Raised when the same rules give another layout than before; part of the rules' digest."""
 
 Reason = Literal["over_long", "no_target", "aspect", "rendering"]
@@ -148,7 +148,8 @@ def varies(sample: Sample) -> bool:
 
 
 def layout(sample: Sample, variant: int, fit: Fit, rules: Rules) -> Layout:
-    """Pure. ValueError: an aspect ratio beyond the family's, or a message that the rendering has no place for."""
+    """Pure. AspectError: an aspect ratio beyond the family's; ValueError: a message that the rendering has no place
+    for."""
     sample = without_turns(sample, fit.turns, rules.rendering)
     seen = _Seen(sample, variant, fit, rules)
     segments = render.render(sample, variant, rules.family, rules.rendering, seen.resized, seen.times)
@@ -156,7 +157,10 @@ def layout(sample: Sample, variant: int, fit: Fit, rules: Rules) -> Layout:
     table: list[tuple[int, int, int, int]] = []
     start = num_targets = 0
     for number, segment in enumerate(segments):
-        found = _spans(segment.pieces, number, rules, seen, begins=segment.parent < 0)
+        behind: Behind = "nothing"
+        if segment.parent >= 0:
+            behind = "text" if segments[segment.parent].pieces[-1].kind == "text" else "token"
+        found = _spans(segment.pieces, number, rules, seen, behind)
         length = sum(span.num_tokens for span in found)
         num_targets += sum(span.num_tokens for span in found if span.target)
         if segment.parent < 0 and found and found[0].target:
@@ -237,9 +241,9 @@ def _video(media: Media, seen: _Seen) -> tuple[Grid, video.Frames]:
     return grid, frames
 
 
-def _spans(pieces: Sequence[Piece], segment: int, rules: Rules, seen: _Seen, *, begins: bool) -> list[Span]:
+def _spans(pieces: Sequence[Piece], segment: int, rules: Rules, seen: _Seen, behind: Behind) -> list[Span]:
     """Text between two special tokens is tokenised as one string, as Hugging Face does; then cut where the target
-    changes. A token that begins before the change belongs to what was before. `begins`: nothing stands before them."""
+    changes. A token that begins before the change belongs to what was before. `behind`: what the pieces follow."""
     spans: list[Span] = []
     run: list[Piece] = []
     bos = rules.family.markers.bos
@@ -247,8 +251,8 @@ def _spans(pieces: Sequence[Piece], segment: int, rules: Rules, seen: _Seen, *, 
 
     def flush() -> None:
         if run:
-            first = begins and len(spans) == before  # the tokenizer adds bos itself: for Hugging Face it is no text
-            spans.extend(_text_spans(run, segment, rules.tokenizer, first))
+            first = len(spans) == before  # the tokenizer adds bos itself: for Hugging Face it is no text
+            spans.extend(_text_spans(run, segment, rules.tokenizer, behind if first else "token"))
             run.clear()
 
     for piece in pieces:
@@ -270,8 +274,8 @@ def _spans(pieces: Sequence[Piece], segment: int, rules: Rules, seen: _Seen, *, 
     return spans
 
 
-def _text_spans(run: Sequence[Piece], segment: int, tokenizer: Tokenizer, first: bool) -> list[Span]:
-    ids, starts = tokenizer.encode_with_starts("".join(piece.text for piece in run), first=first)
+def _text_spans(run: Sequence[Piece], segment: int, tokenizer: Tokenizer, behind: Behind) -> list[Span]:
+    ids, starts = tokenizer.encode_with_starts("".join(piece.text for piece in run), behind=behind)
     spans = []
     token = end = 0
     for number, piece in enumerate(run):
@@ -298,10 +302,15 @@ def fit_sample(sample: Sample, variant: int, rules: Rules) -> Fitted | Drop:
     try:
         found = _fit(sample, variant, rules)
     except ValueError as error:
-        return Drop("aspect" if "aspect" in str(error) else "rendering", str(error))
+        return Drop(reason_of(error), str(error))
     if isinstance(found, Fitted) and found.layout.num_targets == 0:
         return Drop("no_target", "no text in a place that the loss is taken over")
     return found
+
+
+def reason_of(error: ValueError) -> Reason:
+    """What `layout` raised, as a reason to drop the sample."""
+    return "aspect" if isinstance(error, AspectError) else "rendering"
 
 
 def _fit(sample: Sample, variant: int, rules: Rules) -> Fitted | Drop:

@@ -38,6 +38,10 @@ if TYPE_CHECKING:
 Group = Literal["vision", "merger", "llm"]
 
 
+class AspectError(ValueError):
+    """A picture or video too long or too thin for a family's grids; samples with one are dropped as `aspect`."""
+
+
 @dataclass(frozen=True)
 class Grid:
     """Patches of one image or video, and the size in pixels that it is resized to."""
@@ -114,7 +118,7 @@ class Family(Protocol):
         """ModelError for the config of another model, RecipeError for a setting that the family does not have."""
         ...
 
-    # ---- media: counts from headers, patches from pixels. ValueError: an aspect ratio or a kind of medium beyond it
+    # ---- media: counts from headers, patches from pixels. AspectError: a ratio beyond it; ValueError: a kind of medium
 
     def image_grid(self, width: int, height: int, *, min_pixels: int, max_pixels: int) -> Grid: ...
 

@@ -28,13 +28,8 @@ class Llava(Tiles):
     grid_columns = 3
 
     def image_grid(self, width: int, height: int, *, min_pixels: int, max_pixels: int) -> Grid:
-        """One tile, whatever the budgets. ValueError: the square would have more pixels than an image may have."""
+        """One tile, whatever the budgets; width and height are the picture's in it."""
         longest = max(width, height)
-        if longest**2 > MAX_PIXELS:
-            raise ValueError(
-                f"padded to a square {width}x{height} has {longest**2} pixels, above {MAX_PIXELS} (aspect ratio "
-                f"{longest / max(min(width, height), 1):.1f}): make the file smaller"
-            )
         inside = (max(round(self.tile * length / longest), 1) for length in (width, height))
         return Grid(1, self.side, self.side, *inside, source=(width, height))
 
@@ -45,7 +40,11 @@ class Llava(Tiles):
         return grid.h * grid.w
 
     def image_patches(self, picture: Image, grid: Grid) -> np.ndarray:
+        """A picture is padded, then resized, as in the published training; one whose square would have more than
+        MAX_PIXELS is resized first, to whole pixels of the tile: that moves its edges by up to half of one."""
         picture = resize(picture, *grid.source)
+        if max(grid.source) ** 2 > MAX_PIXELS:
+            picture = resize(picture, grid.width, grid.height)
         width, height = picture.size
         if width != height:
             side = max(width, height)

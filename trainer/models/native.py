@@ -16,7 +16,7 @@ from PIL.Image import Image
 
 from trainer.data.media import resize
 from trainer.data.pieces import Piece, Shown
-from trainer.models.family import Grid, Placed
+from trainer.models.family import AspectError, Grid, Placed
 
 MAX_ASPECT = 200
 
@@ -150,11 +150,11 @@ class NativeResolution:
 def smart_resize(width: int, height: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
     """(width, height) in multiples of `factor` within the budgets, aspect kept: the rule of the released processor.
 
-    Python's round() (half to even) is part of the rule. ValueError above an aspect of 200.
+    Python's round() (half to even) is part of the rule. AspectError above an aspect of 200.
     """
     aspect = max(height, width) / max(min(height, width), 1)
     if aspect > MAX_ASPECT or min(height, width) < 1:
-        raise ValueError(f"aspect ratio {aspect:.1f} of {width}x{height} is above {MAX_ASPECT}")
+        raise AspectError(f"aspect ratio {aspect:.1f} of {width}x{height} is above {MAX_ASPECT}")
     h = round(height / factor) * factor
     w = round(width / factor) * factor
     if h * w > max_pixels:

@@ -21,7 +21,7 @@ from trainer.data.objects import JsonObjects
 from trainer.data.pieces import Piece, Shown, Turn
 from trainer.errors import ModelError, RecipeError
 from trainer.flops import Shape
-from trainer.models.family import Grid, Group
+from trainer.models.family import AspectError, Grid, Group
 from trainer.models.native import MAX_ASPECT
 from trainer.models.released import Released
 from trainer.recipe import Pixels
@@ -286,14 +286,14 @@ def resize_volume(
     num_frames: int, width: int, height: int, factor: int, min_pixels: int, max_pixels: int
 ) -> tuple[int, int]:
     """(width, height) in multiples of `factor`, aspect kept, frames x width x height within the budgets: the rule of
-    transformers' Qwen3VLVideoProcessor. ValueError above an aspect of 200."""
+    transformers' Qwen3VLVideoProcessor. AspectError above an aspect of 200."""
     if min(width, height) < 1:
-        raise ValueError(f"aspect ratio of {width}x{height} is undefined")
+        raise AspectError(f"aspect ratio of {width}x{height} is undefined")
     if height < factor or width < factor:
         scale = max(factor / height, factor / width)
         width, height = int(width * scale), int(height * scale)
     if (aspect := max(height, width) / min(height, width)) > MAX_ASPECT:
-        raise ValueError(f"aspect ratio {aspect:.1f} of {width}x{height} is above {MAX_ASPECT}")
+        raise AspectError(f"aspect ratio {aspect:.1f} of {width}x{height} is above {MAX_ASPECT}")
     h = round(height / factor) * factor
     w = round(width / factor) * factor
     if num_frames * h * w > max_pixels:
