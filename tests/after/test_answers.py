@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 
 import pytest
+import tokenizers
 
-from tests.after.builders import a_question, some_rules
+from tests.after.builders import PIXELS, a_question, some_rules
 from tests.after.test_export import a_finished_run
+from tests.data.builders import tokenizer_json
+from tests.models.configs import qwen2_5_vl, qwen2_vl, qwen3_vl, qwen_vl
 from trainer import storage
 from trainer.after import answers, endpoint, generate
 from trainer.after.answers import Answer, Place, Request
-from trainer.data.sample import Message, Text
+from trainer.after.prompts import Prompt, as_prompt
+from trainer.data.sample import Box, Image, Message, Object, Objects, Text
 from trainer.data.shards import ShardWriter
+from trainer.data.tokenizer import Tokenizer
 from trainer.errors import DataError
+from trainer.models.family import load_family
 from trainer.recipe import Recipe, Sampling
 
 SAMPLING = Sampling(tasks=["instructions"], requests=2, answers=3, max_new_tokens=4)
@@ -206,3 +214,31 @@ def test_an_endpoint_sees_what_was_said_before_the_question():
 def test_an_endpoint_that_is_not_there_makes_errors_and_no_end():
     found = ask("http://127.0.0.1:9/v1", count=2)
     assert [answer.finish for answer in found] == ["error", "error"]
+
+
+@pytest.mark.parametrize("module", [qwen_vl, qwen2_vl, qwen2_5_vl, qwen3_vl])
+def test_what_an_endpoint_s_template_makes_of_the_messages_is_the_training_text(module: Any):
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    family = load_family(module.FAMILY, module.config())
+    inner = tokenizers.Tokenizer.from_str(tokenizer_json())
+    inner.add_special_tokens(list(family.special_tokens))
+    rules = replace(some_rules(), family=family, tokenizer=Tokenizer(inner.to_str().encode()))
+    sample, media = a_question()
+    box = Objects(media=0, objects=(Object(label="dog", at=Box(xyxy=(10, 20, 50, 60))),))
+    asked = Message(role="user", parts=(Text(text="See "), Image(media=0), Text(text="Is "), box, Text(text=" red?")))
+    sample = sample.model_copy(update={"messages": (asked, *sample.messages[1:])})
+    prompt = as_prompt(sample, media, 0, rules)
+    assert isinstance(prompt, Prompt)
+    trained = rules.tokenizer.decode(prompt.ids.tolist())
+    (message,) = endpoint.messages_of(sample, media, 0, rules)
+    assert [item["type"] for item in message["content"]] == ["text", "image_url", "text"]
+    pictured = [item if item["type"] == "text" else {"type": "image"} for item in message["content"]]
+    texts, _ = render_jinja_template(
+        conversations=[[message | {"content": pictured}]],
+        chat_template=family.processor_files(PIXELS)["chat_template.jinja"],
+        add_generation_prompt=True,
+    )
+    pad = re.escape(family.markers.image_pad)
+    assert [re.sub(f"({pad})+", "PICTURE", text) for text in texts] == [re.sub(f"({pad})+", "PICTURE", trained)]
+    assert "dog" in trained and trained.count("PICTURE") == 0

@@ -115,19 +115,21 @@ def messages_of(sample: Sample, media: Sequence[bytes], variant: int, rules: Rul
     for message in prompt_of(sample):
         content: Content = []
         for piece in message_pieces(sample, message, variant, rules.family, lambda index: sizes[index]):
-            if piece.kind == "text":
-                content.append({"type": "text", "text": piece.text})
-            elif piece.kind in ("image", "video"):
+            if piece.kind in ("image", "video"):
                 content += _pictures(sample, piece.media, media[piece.media], fitted.layout)
+            elif content and content[-1]["type"] == "text":  # one item: some servers put a line break between two
+                content[-1]["text"] += piece.text
+            else:  # tokens of objects by their names, which a server reads as the tokens
+                content.append({"type": "text", "text": piece.text})
         found.append({"role": message.role, "content": _joined(content)})
     return found
 
 
 def _joined(content: Content) -> Content | str:
     """Text alone is one string."""
-    if all(item["type"] == "text" for item in content):
-        return "".join(item["text"] for item in content)
-    return content
+    if any(item["type"] != "text" for item in content):
+        return content
+    return content[0]["text"] if content else ""
 
 
 def _pictures(sample: Sample, index: int, data: bytes, layout: Layout) -> Content:

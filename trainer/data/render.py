@@ -61,11 +61,17 @@ def render(
     return [Segment(tuple(template.conversation(writer.turns(sample.messages))))]
 
 
-def message_pieces(
-    sample: Sample, message: Message, variant: int, family: Family, resized: Resized, times: Times = _untimed
-) -> list[Piece]:
-    """The content of one message without the template's words around it, media as single pieces: for endpoints."""
-    return _Writer(sample, variant, family, "chat", resized, times).content(message, False)
+def message_pieces(sample: Sample, message: Message, variant: int, family: Family, resized: Resized) -> list[Piece]:
+    """The content of one message without the words and tokens that a template writes around it and around media, each
+    of which is one piece: for endpoints, whose template writes them."""
+    writer = _Writer(sample, variant, family, "chat", resized, _untimed)
+    found = []
+    for part in message.parts:
+        if part.part == "image" or part.part == "video":
+            found.append(Piece(part.part, media=part.media))
+        else:
+            found += writer.part(part, False)
+    return found
 
 
 class _Writer:
