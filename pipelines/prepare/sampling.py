@@ -12,6 +12,7 @@ a sample carries. Everything is chosen by hashes of names: the same answers give
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -28,9 +29,9 @@ from trainer.after.prompts import frame_of, paired
 from trainer.after.scores import Frame, score
 from trainer.data import kept
 from trainer.data.layout import Drop, Rules, fit_sample, rules_of
-from trainer.data.objects import read_tagged
+from trainer.data.objects import TaggedObjects, read_tagged
 from trainer.data.order import id_hash, mix
-from trainer.data.sample import Message, Sample, Text, from_json
+from trainer.data.sample import Message, Sample, from_json
 from trainer.data.shards import MANIFEST, ShardReader, ShardWriter, Source
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import DataError, UsageError
@@ -38,7 +39,7 @@ from trainer.models.config import family_of, tokenizer_uri
 from trainer.recipe import Recipe, Sampling, Stage
 from trainer.resolve import digest
 
-VERSION = 2
+VERSION = 3
 INPUT = "input.json"
 SPATIAL = ("box", "point")
 
@@ -107,7 +108,8 @@ def _tasks(source: Source, name: str) -> Iterator[Request]:
 
 @dataclass
 class Selection:
-    """What became of the answers; the counts of selection.json."""
+    """What became of the answers; the counts of selection.json. `unreadable`: one whose places or tags cannot be read,
+    so that it cannot be written again."""
 
     requests: int = 0
     answers: int = 0
@@ -116,6 +118,7 @@ class Selection:
     errors: int = 0
     unfinished: int = 0
     repeated: int = 0
+    unreadable: int = 0
     kept: int = 0
     of_task: dict[str, Counter[str]] = field(default_factory=dict)
 
@@ -131,6 +134,7 @@ class Selection:
 class Judged:
     answer: Answer
     correct: bool
+    message: Message
 
 
 def select_answers(recipe: Recipe, stage: str, out: str) -> dict[str, Any]:
@@ -159,7 +163,7 @@ def select_answers(recipe: Recipe, stage: str, out: str) -> dict[str, Any]:
         for request in requests:
             judged = _judge(request, found[request.id], rules, counts)
             make = _pairs if stage == "dpo" else _correct
-            for sample in make(request, judged, sampled_name(stage), sampling.keep, rules):
+            for sample in make(request, judged, sampled_name(stage), sampling.keep):
                 place = request.place
                 reader = readers.setdefault(place.source, ShardReader(storage.join(out, place.source)))
                 writer.add(sample, reader.media(place.shard, place.row))
@@ -180,7 +184,7 @@ def select_answers(recipe: Recipe, stage: str, out: str) -> dict[str, Any]:
     print(
         f"select: {stage} {counts.kept} {'pairs' if stage == 'dpo' else 'answers'} kept of {counts.answers} "
         f"({counts.correct} correct, {counts.incorrect} incorrect, {counts.unfinished} unfinished, "
-        f"{counts.errors} errors)",
+        f"{counts.unreadable} unreadable, {counts.errors} errors)",
         flush=True,
     )
     return content
@@ -205,8 +209,8 @@ def _of_task(counts: Selection, request: Request) -> Counter[str]:
 
 
 def _judge(request: Request, found: list[Answer], rules: Rules, counts: Selection) -> list[Judged]:
-    """Answers without errors and repetitions, in order, with what the key says of them. A correct text that did not
-    come to its end is neither: it teaches to go on."""
+    """Answers without errors and repetitions that can be written again, in order, with what the key says of them. A
+    correct text that did not come to its end is neither: it teaches to go on."""
     assert request.sample.key is not None
     frame = _frame(request, rules)
     if frame is None and request.sample.key.task in SPATIAL:
@@ -231,7 +235,11 @@ def _judge(request: Request, found: list[Answer], rules: Rules, counts: Selectio
             counts.repeated += 1
             continue
         seen.add(text)
-        judged.append(Judged(answer, correct))
+        if (message := _message(request, answer, correct, frame, rules)) is None:
+            counts.unreadable += 1
+            of_task["unreadable"] += 1
+            continue
+        judged.append(Judged(answer, correct, message))
     return judged
 
 
@@ -244,66 +252,64 @@ def _frame(request: Request, rules: Rules) -> Frame | None:
     return None if isinstance(fitted, Drop) else frame_of(sample, fitted.layout, rules)
 
 
-def _message(request: Request, answer: Answer, rules: Rules) -> Message | None:
+def _message(request: Request, answer: Answer, correct: bool, frame: Frame | None, rules: Rules) -> Message | None:
     """The answer as an assistant message. Written coordinates become geometry in pixels of the original, so that the
-    sample is right at any resolution; None when they cannot be read (a wrong answer may then stay as it is)."""
+    sample is right at any resolution, and tags become objects, so that they are the family's tokens again.
+
+    None when a correct place cannot be read (a wrong answer may then stay as text), or when a special token would be
+    left among the words: it would teach to spell its name.
+    """
     sample = request.sample
     assert sample.key is not None
-    if sample.key.task not in SPATIAL:
-        return _as_text(answer)
-    if len(sample.media) == 1 and (tagged := read_tagged(answer.text)):
-        parts = [{"part": "objects", "media": 0, "objects": tagged}]
-    else:
-        try:
-            parts = answer_parts(answer.text, len(sample.media))
-        except BadRow:  # objects with fields that no sample holds
-            return None
-    frame = _frame(request, rules)
-    if parts[0]["part"] != "objects" or frame is None:
+    spatial, text = sample.key.task in SPATIAL, answer.text.strip()
+    parts: list[dict[str, Any]] = [{"part": "text", "text": text}]
+    if len(sample.media) == 1 and frame is not None:
+        tagged = read_tagged(text)
+        whole = [part["part"] for part in tagged] == ["objects"]
+        if (spatial and whole) or isinstance(rules.family.objects, TaggedObjects):
+            parts = tagged
+        if spatial and not any(part["part"] == "objects" for part in parts):
+            with contextlib.suppress(BadRow):  # objects with fields that no sample holds: no place is read
+                parts = answer_parts(text, 1)
+    found = [thing["at"] for part in parts if part["part"] == "objects" for thing in part["objects"]]
+    if spatial and correct and not found:
         return None
-    for thing in parts[0]["objects"]:
-        at = thing["at"]
+    for at in found:
+        assert frame is not None
         if at["shape"] == "point":
             at["xy"] = list(frame.to_original(*at["xy"]))
         else:
             at["xyxy"] = [*frame.to_original(*at["xyxy"][:2]), *frame.to_original(*at["xyxy"][2:])]
+    words = "".join(part["text"] for part in parts if part["part"] == "text")
+    if any(token in words for token in rules.family.special_tokens):
+        return None
     return Message.model_validate({"role": "assistant", "parts": parts})
 
 
-def _as_text(answer: Answer) -> Message:
-    return Message(role="assistant", parts=(Text(text=answer.text.strip()),))
-
-
-def _correct(request: Request, judged: list[Judged], source: str, keep: int, rules: Rules) -> Iterator[Sample]:
+def _correct(request: Request, judged: list[Judged], source: str, keep: int) -> Iterator[Sample]:
     """The first `keep` correct answers, each as an instruction sample."""
     kept = 0
     for item in judged:
         if not item.correct or kept == keep:
             continue
-        if (message := _message(request, item.answer, rules)) is None:
-            continue
         kept += 1
-        yield _sample(
-            request, source, f"{item.answer.answer}", item.answer, messages=(*table.prompt_of(request.sample), message)
-        )
+        messages = (*table.prompt_of(request.sample), item.message)
+        yield _sample(request, source, f"{item.answer.answer}", item.answer, messages=messages)
 
 
-def _pairs(request: Request, judged: list[Judged], source: str, keep: int, rules: Rules) -> Iterator[Sample]:
-    """Up to `keep` pairs: the n-th correct answer that can be written out with the n-th incorrect one, so that no
-    answer is in two pairs."""
-    written = ((item.answer, _message(request, item.answer, rules)) for item in judged if item.correct)
-    right = [(answer, better) for answer, better in written if better is not None]
-    wrong = [item.answer for item in judged if not item.correct]
-    for (chosen, better), rejected in list(zip(right, wrong, strict=False))[:keep]:
-        worse = _message(request, rejected, rules) or _as_text(rejected)
+def _pairs(request: Request, judged: list[Judged], source: str, keep: int) -> Iterator[Sample]:
+    """Up to `keep` pairs: the n-th correct answer with the n-th incorrect one, so that no answer is in two pairs."""
+    right = [item for item in judged if item.correct]
+    wrong = [item for item in judged if not item.correct]
+    for better, worse in list(zip(right, wrong, strict=False))[:keep]:
         yield _sample(
             request,
             source,
-            f"{chosen.answer}-{rejected.answer}",
-            chosen,
+            f"{better.answer.answer}-{worse.answer.answer}",
+            better.answer,
             messages=table.prompt_of(request.sample),
-            chosen=(better,),
-            rejected=(worse,),
+            chosen=(better.message,),
+            rejected=(worse.message,),
         )
 
 

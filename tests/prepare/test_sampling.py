@@ -10,12 +10,16 @@ import pytest
 
 from pipelines.prepare.sampling import make_requests, select_answers
 from pipelines.prepare.stage import prepare_stage
+from tests.models.configs import qwen2_vl
 from tests.prepare.builders import small_recipe
 from trainer import storage
 from trainer.after.answers import Answer, Request, blocks_of, write_block
+from trainer.data.layout import Fitted, fit_sample, rules_of
 from trainer.data.sample import Sample
 from trainer.data.shards import ShardReader, Source
+from trainer.data.tokenizer import Tokenizer
 from trainer.errors import DataError, UsageError
+from trainer.models.config import family_of, tokenizer_uri
 from trainer.recipe import Recipe
 
 
@@ -167,3 +171,34 @@ def test_missing_answers_and_tasks_without_keys_are_told(out: str, recipe: Recip
         make_requests(small_recipe("stages.sft.sampling.tasks=[captions]"), "sft", out)
     with pytest.raises(UsageError, match="samples no answers"):
         make_requests(recipe, "stage1", out)
+
+
+QWEN2_VL = ["family=qwen2_vl", f"model.config={json.dumps(qwen2_vl.config())}", "model.tokens_per_second=null"]
+TAGS = "<|object_ref_start|>it<|object_ref_end|><|box_start|>(250,125),(750,500)<|box_end|>"
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo"])
+def test_tags_among_words_are_special_tokens_again_and_broken_ones_are_counted(out: str, stage: str):
+    recipe = small_recipe(*QWEN2_VL, f"stages.{stage}.sampling.tasks=[instructions]")
+    requests = make_requests(recipe, stage, out)
+
+    def texts(request: Request):
+        right, broken = reference(request), TAGS.removesuffix("<|box_end|>")
+        tagged = [(f"It is {right}, see {TAGS} here.", "stop"), (f"{TAGS} Nonsense.", "stop")]
+        return [(f"{right} {broken}", "stop"), (f"nonsense {broken}", "stop"), *tagged]
+
+    answer_all(out, stage, requests, texts)
+    content = select_answers(recipe, stage, out)
+    one_picture = {request.id for request in requests if [file.kind for file in request.sample.media] == ["image"]}
+    assert one_picture and content["kept"] > 0
+    assert content["unreadable"] == 2 * len(one_picture) + 4 * (len(requests) - len(one_picture))
+    config = recipe.stages.named()[stage]
+    rules = rules_of(config, "chat", family_of(recipe, out), Tokenizer.load(tokenizer_uri(recipe, out)))
+    for sample in sources(out, stage):
+        assert sample.meta["request"] in one_picture
+        fitted = fit_sample(sample, 0, rules)
+        assert isinstance(fitted, Fitted)
+        ids = [token for span in fitted.layout.spans if span.target for token in span.ids]
+        said = rules.tokenizer.decode(ids)
+        assert said.count(TAGS) == (2 if stage == "dpo" else 1)
+        assert ids.count(rules.tokenizer.id("<|box_start|>")) == said.count(TAGS)

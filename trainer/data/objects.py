@@ -151,21 +151,25 @@ class BracketObjects:
 
 _OBJECT = r"(?:(?:<\|object_ref_start\|>|<ref>)(?P<label>[^<]*)(?:<\|object_ref_end\|>|</ref>))?"
 _CORNER = r"\(\s*(-?\d+)\s*,\s*(-?\d+)\s*\)"
-_TAGGED = re.compile(rf"{_OBJECT}\s*(?:<\|box_start\|>|<box>){_CORNER}(?:,{_CORNER})?(?:<\|box_end\|>|</box>)\s*")
+_TAGGED = re.compile(rf"{_OBJECT}\s*(?:<\|box_start\|>|<box>){_CORNER}(?:,{_CORNER})?(?:<\|box_end\|>|</box>)")
 
 
-def read_tagged(text: str) -> list[dict[str, Any]] | None:
-    """The objects of an answer that is nothing but tagged ones, as JSON of `Object`, in the units that it writes; None
-    for any other text."""
-    text, at = text.strip(), 0
-    found: list[dict[str, Any]] = []
-    while match := _TAGGED.match(text, at):
+def read_tagged(text: str) -> list[dict[str, Any]]:
+    """An answer as JSON of parts in reading order: its words, and each run of tagged objects (of medium 0) in the units
+    that it writes. White space alone between objects is left out."""
+    parts: list[dict[str, Any]] = []
+    at = 0
+    for match in _TAGGED.finditer(text):
+        if (words := text[at : match.start()]).strip():
+            parts.append({"part": "text", "text": words})
+        if not parts or parts[-1]["part"] == "text":
+            parts.append({"part": "objects", "media": 0, "objects": []})
         label, *corners = match.groups()
         numbers = [float(number) for number in corners if number is not None]
         place = {"shape": "point", "xy": numbers} if len(numbers) == 2 else {"shape": "box", "xyxy": numbers}
-        found.append({"label": label or "", "at": place})
+        parts[-1]["objects"].append({"label": label or "", "at": place})
         at = match.end()
-    return found if found and at == len(text) else None
+    return [*parts, {"part": "text", "text": text[at:]}] if text[at:].strip() else parts
 
 
 # ---------------------------------------------------------------- forms that every style shares
