@@ -51,6 +51,8 @@ class Shape:
     vision_width: int
     full_layers: int
     """Of the tower: attention over a whole image or frame (a tile, where a picture is cut into tiles)."""
+    picture_weights: int = 0
+    """Of a merger with queries of its own, which each picture passes whatever its number of patches."""
     windowed_layers: int = 0
     window: int = 1
     """Side of a window in patches."""
@@ -91,6 +93,11 @@ class Cost:
             windowed += t * _square_sum(h, shape.window) * _square_sum(w, shape.window)
         return 4.0 * shape.vision_width * (shape.full_layers * whole + shape.windowed_layers * windowed)
 
+    def _merged(self, grids: Sequence[Sequence[int]]) -> float:
+        """Products with the merger's weights."""
+        num_patches = sum(t * h * w for t, h, w in grids)
+        return 2.0 * (num_patches * self.shape.merger_weights + len(grids) * self.shape.picture_weights)
+
     def _language(self, num_tokens: int, num_targets: int) -> float:
         """Products with the language model's weights, the head on target rows only."""
         return 2.0 * (
@@ -115,7 +122,7 @@ class Cost:
         tower = 2.0 * num_patches * self.shape.patch_weights * (1 + 2 * vision) + self._vision_attention(grids) * (
             1 + 2 * vision
         )
-        merged = 2.0 * num_patches * self.shape.merger_weights * (1 + (vision or merger) + merger)
+        merged = self._merged(grids) * (1 + (vision or merger) + merger)
         language = self._language(num_tokens, num_targets) * (1 + before_llm + llm)
         language += self._text_attention(_only(rows)) * (1 + 2 * before_llm)
         return Flops(tower + merged, language)
@@ -126,7 +133,7 @@ class Cost:
         num_tokens = sum(int(row[1]) for row in rows if int(row[2]) >= 0)
         num_patches = sum(t * h * w for t, h, w in grids)
         return Flops(
-            2.0 * num_patches * (self.shape.patch_weights + self.shape.merger_weights) + self._vision_attention(grids),
+            2.0 * num_patches * self.shape.patch_weights + self._merged(grids) + self._vision_attention(grids),
             self._language(num_tokens, num_targets) + self._text_attention(_only(rows)),
         )
 

@@ -32,6 +32,7 @@ from trainer.errors import DataError, ModelError
 from trainer.models import config as configs
 from trainer.models import files, hub, initial
 from trainer.models.family import Family, load_family, parts_of
+from trainer.models.templates import chat_template_of, chat_template_warnings
 from trainer.progress import Progress
 from trainer.recipe import GROUPS, Init, Recipe
 from trainer.resolve import digest, resolved
@@ -66,6 +67,8 @@ def run_init(recipe: Recipe, out: str) -> handover.StageResult:
         return done
     began = time.monotonic()
     metrics: dict[str, Any] = {}
+    for told in configs.assumed(recipe):
+        print(f"init: warning: {told}", flush=True)
     if recipe.model.base is not None:
         model, origin = _whole(recipe, out, recipe.model.base)
     else:
@@ -95,7 +98,7 @@ def _whole(recipe: Recipe, out: str, uri: str) -> tuple[handover.Model, dict[str
     family = configs.family_of(recipe, out)
     with torch.device("meta"):
         wanted = {family.hub_name(n): tuple(p.shape) for n, p in family.build(dtype=torch.bfloat16).named_parameters()}
-    stored = [entry for info in files.read_headers(uri) for entry in info.tensors]
+    stored = [t for info in files.read_headers(uri) for t in info.tensors if not family.unused(t.name)]
     named = {family.hub_name(family.model_name(entry.name)): entry for entry in stored}
     hub.check_names(named, wanted, tied=bool(family.config.get("tie_word_embeddings")), where=uri)
     for told in import_warnings(family, uri):
@@ -105,12 +108,14 @@ def _whole(recipe: Recipe, out: str, uri: str) -> tuple[handover.Model, dict[str
 
 
 def import_warnings(family: Family, uri: str) -> list[str]:
-    """What the processor of a released model does otherwise than training here; nothing where it has none."""
+    """What the processor and chat template of a released model do otherwise than training here; nothing where it has
+    none."""
+    told = chat_template_warnings(family, chat_template_of(uri))
     try:
         processor = storage.read_json(storage.join(uri, "preprocessor_config.json"))
     except FileNotFoundError:
-        return []
-    return family.import_warnings(processor)
+        return told
+    return [*family.import_warnings(processor), *told]
 
 
 def _assembled(recipe: Recipe, out: str, init: Init) -> tuple[handover.Model, dict[str, str]]:

@@ -19,7 +19,7 @@ def cautions(recipe: Recipe) -> list[tuple[str, str]]:
     """(field path, message), as far as the recipe itself tells. Raises what stated_family raises."""
     if (family := stated_family(recipe)) is None:
         return []
-    return [
+    return [("model.config", told) for told in family.assumed] + [
         (f"stages.{name}.{field}", message)
         for name, stage in recipe.stages.named().items()
         for field, message in stage_cautions(family, stage.pixels)
@@ -32,6 +32,7 @@ def stated_family(recipe: Recipe) -> Family | None:
 
     Raises:
         RecipeError: the family has no such setting.
+        ModelError: the recipe's own config is of another model, or sizes in it are missing or no numbers.
     """
     stated, rate = recipe.model.config, recipe.model.tokens_per_second
     if rate is None and not isinstance(stated, dict):

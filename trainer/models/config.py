@@ -40,12 +40,13 @@ def model_config(recipe: Recipe, out: str) -> dict[str, Any]:
         DataError: the tokenizer lacks a token that the family needs.
     """
     tokenizer = Tokenizer.load(tokenizer_uri(recipe, out))
-    family = load_family(recipe.family, _stated(recipe))
+    family = _stated_family(recipe)
     config = family.with_tokens(tokenizer.id)
     nested = family.text_config(config)
-    if recipe.model.base is None and "vocab_size" not in nested:
-        nested["vocab_size"] = tokenizer.vocab_size
-    if nested.get("vocab_size", tokenizer.vocab_size) < tokenizer.vocab_size:
+    if "vocab_size" not in nested:  # a released config leaves out what is the class's default
+        own = recipe.model.base is None
+        nested["vocab_size"] = tokenizer.vocab_size if own else family.shape().vocab_size
+    if nested["vocab_size"] < tokenizer.vocab_size:
         raise ModelError(
             "the tokenizer has more tokens than the model has rows",
             where=tokenizer_uri(recipe, out),
@@ -57,6 +58,15 @@ def model_config(recipe: Recipe, out: str) -> dict[str, Any]:
 
 def family_of(recipe: Recipe, out: str) -> Family:
     return load_family(recipe.family, model_config(recipe, out), tokens_per_second=recipe.model.tokens_per_second)
+
+
+def assumed(recipe: Recipe) -> tuple[str, ...]:
+    """What was filled in for the stated config where released models have something else."""
+    return _stated_family(recipe).assumed
+
+
+def _stated_family(recipe: Recipe) -> Family:
+    return load_family(recipe.family, _stated(recipe), tokens_per_second=recipe.model.tokens_per_second)
 
 
 def _stated(recipe: Recipe) -> dict[str, Any]:

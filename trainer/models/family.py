@@ -90,6 +90,8 @@ class Family(Protocol):
     config: dict[str, Any]
     """config.json as read, with what layout depends on filled in."""
     tokens_per_second: float
+    assumed: tuple[str, ...]
+    """What was filled in for a config that leaves it out, where released models have something else: told."""
     special_tokens: tuple[str, ...]
     """In order of id, for a tokenizer trained on the corpus; never produced by a user's text."""
     plain_tokens: tuple[str, ...]
@@ -115,7 +117,8 @@ class Family(Protocol):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], *, tokens_per_second: float | None) -> Family:
-        """ModelError for the config of another model, RecipeError for a setting that the family does not have."""
+        """ModelError for the config of another model or one whose sizes are missing or no numbers, so that shape()
+        never fails; RecipeError for a setting that the family does not have."""
         ...
 
     # ---- media: counts from headers, patches from pixels. AspectError: a ratio beyond it; ValueError: a kind of medium
@@ -193,11 +196,13 @@ class Family(Protocol):
         ...
 
     def import_warnings(self, processor: Mapping[str, Any]) -> list[str]:
-        """What a released model's preprocessor_config.json does otherwise than training here."""
+        """What a released model's preprocessor_config.json does otherwise than training here; its chat template is
+        compared for every family (templates.py)."""
         ...
 
     def unused(self, stored_name: str) -> bool:
-        """Whether a tensor of a released part has no place in the model: the text half of CLIP, saved buffers."""
+        """Whether a tensor of a released model or part has no place in the model: the text half of CLIP, saved
+        buffers."""
         ...
 
     def shape(self) -> Shape: ...

@@ -129,7 +129,8 @@ def load(
     rank, world_size = _rank()
     infos: list[FileInfo] = _agree(lambda: read_headers(uri) if rank == 0 else None)[0]
     parameters = parameters_by_hub_name(model, family)
-    renamed = {family.hub_name(family.model_name(t.name)): t for info in infos for t in info.tensors}
+    stored = [entry for info in infos for entry in info.tensors if not family.unused(entry.name)]
+    renamed = {family.hub_name(family.model_name(entry.name)): entry for entry in stored}
     tied = bool(family.config.get("tie_word_embeddings"))
     check_names(renamed, {name: shape_of(p) for name, p in parameters.items()}, tied=tied, where=uri)
     digests: Digests = {}
@@ -144,7 +145,7 @@ def load(
             for entry in info.tensors:
                 name = family.hub_name(family.model_name(entry.name))
                 if name not in parameters:
-                    continue  # the head of a tied model, stored twice
+                    continue  # the head of a tied model, stored twice; a saved buffer
                 source = tensors[entry.name] if reader == rank else None
                 if source is not None:
                     digests[name] = tensor_digest(source.to(dtype))

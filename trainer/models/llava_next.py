@@ -39,7 +39,14 @@ class LlavaNext(Tiles):
     def __init__(self, config: Mapping[str, Any]):
         super().__init__(config)
         stated = self.config.get("image_grid_pinpoints") or RELEASED_PINPOINTS
-        self.pinpoints: list[Size] = [(int(height), int(width)) for height, width in stated]
+        if not _are_sizes(stated):
+            raise ModelError(
+                "grids are pairs of pixels",
+                where="image_grid_pinpoints",
+                expected="[[height, width], ...]",
+                got=stated,
+            )
+        self.pinpoints: list[Size] = [(height, width) for height, width in stated]
         self.config["image_grid_pinpoints"] = [list(size) for size in self.pinpoints]
         if odd := [size for size in self.pinpoints if size[0] % self.tile or size[1] % self.tile]:
             raise ModelError(
@@ -98,6 +105,15 @@ class LlavaNext(Tiles):
         from trainer.models.llava_next_model import build
 
         return build(self.export_config(), dtype=dtype, attn_implementation=attn_implementation, init=init)
+
+
+def _are_sizes(stated: Any) -> bool:
+    return isinstance(stated, list | tuple) and all(
+        isinstance(size, list | tuple)
+        and len(size) == 2
+        and all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in size)
+        for size in stated
+    )
 
 
 # ---------------------------------------------------------------- the rules of transformers 5.23, rounding included

@@ -28,6 +28,7 @@ class NativeResolution:
     merge_size: int
     temporal_patch_size: int
     tokens_per_second: float
+    assumed: tuple[str, ...] = ()
     grid_columns = 3
     frames_to_both_ends = False
 
@@ -129,7 +130,8 @@ class NativeResolution:
         return []
 
     def unused(self, stored_name: str) -> bool:
-        return False
+        """Buffers that older versions saved."""
+        return stored_name.endswith((".position_ids", "inv_freq"))
 
     def pixel_settings(self, **more: Any) -> dict[str, Any]:
         """What every processor file says of sizes and steps."""

@@ -7,6 +7,7 @@ Shapes are read from the config (intermediate 3420 in the released 3B and 7B, 34
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,8 +17,22 @@ from trainer.errors import ModelError, RecipeError
 from trainer.flops import Shape
 from trainer.models.released import Released
 
-RELEASED_TOKENS_PER_SECOND = 2.0
-"""In every released config.json; the class default of transformers is 4, the report's 40 ms is 25."""
+DEFAULT_TOKENS_PER_SECOND = 4
+"""transformers' own, which saving leaves out of config.json; every released one says 2, the report's 40 ms is 25."""
+VISION_DEFAULTS = {
+    "depth": 32,
+    "hidden_size": 3584,
+    "intermediate_size": 3420,
+    "num_heads": 16,
+    "out_hidden_size": 3584,
+    "window_size": 112,
+    "fullatt_block_indexes": (7, 15, 23, 31),
+}
+"""What transformers fills in where a config.json leaves it out."""
+ASSUMED_RATE = (
+    f"config.json has no vision_config.tokens_per_second: {DEFAULT_TOKENS_PER_SECOND} is taken, as transformers does; "
+    "the released models have 2 (model.tokens_per_second says it)"
+)
 
 
 class Qwen25VL(Released):
@@ -26,25 +41,41 @@ class Qwen25VL(Released):
     objects: ObjectStyle = JsonObjects()
     coordinates = Convention("absolute")
     processor_class = "Qwen2_5_VLProcessor"
+    vision_defaults = VISION_DEFAULTS
 
     def __init__(self, config: Mapping[str, Any], tokens_per_second: float | None = None):
         self.config = copy.deepcopy(dict(config))
         vision = self._read_sizes()
         if tokens_per_second is not None:
             vision["tokens_per_second"] = tokens_per_second
-        self.tokens_per_second = float(vision.setdefault("tokens_per_second", RELEASED_TOKENS_PER_SECOND))
+        elif "tokens_per_second" not in vision:
+            vision["tokens_per_second"] = DEFAULT_TOKENS_PER_SECOND
+            self.assumed = (ASSUMED_RATE,)
+        rate = vision["tokens_per_second"]
+        if isinstance(rate, bool) or not isinstance(rate, int | float) or not _is_whole(rate):
+            raise ModelError(
+                "a rate of temporal ids that transformers' config does not take",
+                where="vision_config.tokens_per_second",
+                expected="a whole number above 0",
+                got=repr(rate),
+                do="say model.tokens_per_second in the recipe",
+            )
+        self.tokens_per_second = float(rate)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], *, tokens_per_second: float | None = None) -> Qwen25VL:
-        """Raises ModelError for the config of another model, RecipeError for a rate that cannot be exported."""
-        if tokens_per_second is not None and tokens_per_second != int(tokens_per_second):
+        """Raises ModelError for the config of another model, sizes that are no numbers or a rate in it that cannot be
+        exported, RecipeError for such a rate in the recipe."""
+        if tokens_per_second is not None and not _is_whole(tokens_per_second):
             raise RecipeError(
                 [("model.tokens_per_second", f"{tokens_per_second} is not whole, which transformers' config demands")]
             )
         found = config.get("model_type")
         if found != cls.model_type:
             raise ModelError("the config is of another model", where="model_type", expected=cls.model_type, got=found)
-        return cls(config, tokens_per_second)
+        family = cls(config, tokens_per_second)
+        family.shape()  # what is missing shows here, before a device is held
+        return family
 
     def build(self, *, dtype: Any, attn_implementation: str | None = None, init: bool = True) -> Any:
         """The torch model in `dtype` with random weights (`init`), or with memory only."""
@@ -59,10 +90,10 @@ class Qwen25VL(Released):
         return config
 
     def shape(self) -> Shape:
-        text, vision = self.text_config(self.config), self.config["vision_config"]
+        text, vision = self._text(), self._vision()
         c, depth = vision["hidden_size"], vision["depth"]
         wide = c * self.merge_size**2
-        full = len(vision.get("fullatt_block_indexes", range(depth)))
+        full = len({layer for layer in vision["fullatt_block_indexes"] if layer < depth})
         return Shape(
             text_weights=Shape.decoder_weights(text),
             text_layers=text["num_hidden_layers"],
@@ -74,5 +105,9 @@ class Qwen25VL(Released):
             vision_width=c,
             full_layers=full,
             windowed_layers=depth - full,
-            window=vision.get("window_size", 112) // self.patch_size,
+            window=vision["window_size"] // self.patch_size,
         )
+
+
+def _is_whole(rate: float) -> bool:
+    return math.isfinite(rate) and rate >= 1 and rate == int(rate)

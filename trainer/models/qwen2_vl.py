@@ -26,6 +26,7 @@ class Qwen2VL(Released):
     objects: ObjectStyle = TaggedObjects()
     coordinates = Convention("thousand")
     processor_class = "Qwen2VLProcessor"
+    vision_defaults = VISION_DEFAULTS
     tokens_per_second = 0.0
     """There is no absolute time in its ids."""
 
@@ -35,7 +36,8 @@ class Qwen2VL(Released):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], *, tokens_per_second: float | None = None) -> Qwen2VL:
-        """Raises ModelError for the config of another model, RecipeError for a rate of temporal ids."""
+        """Raises ModelError for the config of another model or sizes that are no numbers, RecipeError for a rate of
+        temporal ids."""
         if tokens_per_second is not None:
             raise RecipeError(
                 [("model.tokens_per_second", "Qwen2-VL's temporal ids count grid rows, not time: leave it out")]
@@ -43,7 +45,9 @@ class Qwen2VL(Released):
         found = config.get("model_type")
         if found != cls.model_type:
             raise ModelError("the config is of another model", where="model_type", expected=cls.model_type, got=found)
-        return cls(config)
+        family = cls(config)
+        family.shape()  # what is missing shows here, before a device is held
+        return family
 
     def _ids_per_grid(self, seconds_per_grid: float) -> float:
         """One, whatever the rate (section 2.1: the temporal ID increments for each frame)."""
@@ -56,7 +60,7 @@ class Qwen2VL(Released):
         return build(self.export_config(), dtype=dtype, attn_implementation=attn_implementation, init=init)
 
     def shape(self) -> Shape:
-        text, vision = self.text_config(self.config), VISION_DEFAULTS | self.config["vision_config"]
+        text, vision = self._text(), self._vision()
         c, depth = vision["embed_dim"], vision["depth"]
         wide = c * self.merge_size**2
         return Shape(

@@ -33,7 +33,15 @@ VISION_DEFAULTS = {
     "out_hidden_size": 3584,
     "deepstack_visual_indexes": (8, 16, 24),
 }
-TEXT_DEFAULTS = {"head_dim": 128, "num_hidden_layers": 32}
+TEXT_DEFAULTS = {
+    "vocab_size": 151936,
+    "hidden_size": 4096,
+    "intermediate_size": 22016,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "head_dim": 128,
+}
 """What transformers fills in where a config.json leaves it out."""
 MROPE_SECTION = (24, 20, 20)
 
@@ -128,6 +136,7 @@ class Qwen3VL(Released):
     objects = JsonObjects()
     coordinates = Convention("thousand")
     processor_class = "Qwen3VLProcessor"
+    text_defaults, vision_defaults = TEXT_DEFAULTS, VISION_DEFAULTS
     image_mean = image_std = (0.5, 0.5, 0.5)
     part_prefixes = ("", "visual.", "model.")
     frames_to_both_ends = True
@@ -136,8 +145,7 @@ class Qwen3VL(Released):
 
     def __init__(self, config: Mapping[str, Any]):
         self.config = copy.deepcopy(dict(config))
-        self.config.setdefault("vision_config", {}).setdefault("patch_size", 16)
-        self._read_sizes()
+        self._read_sizes(patch_size=16)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], *, tokens_per_second: float | None = None) -> Qwen3VL:
@@ -150,6 +158,7 @@ class Qwen3VL(Released):
             raise ModelError("the config is of another model", where="model_type", expected=cls.model_type, got=found)
         family = cls(config)
         family._check()
+        family.shape()
         return family
 
     def _check(self) -> None:
@@ -177,12 +186,6 @@ class Qwen3VL(Released):
                 expected=f"at most {text['num_hidden_layers']} layers below {vision['depth']}",
                 got=list(taken),
             )
-
-    def _text(self) -> dict[str, Any]:
-        return TEXT_DEFAULTS | self.text_config(self.config)
-
-    def _vision(self) -> dict[str, Any]:
-        return VISION_DEFAULTS | self.config["vision_config"]
 
     # ---------------------------------------------------------------- media
 

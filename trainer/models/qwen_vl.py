@@ -24,12 +24,31 @@ from trainer.data.objects import TaggedObjects
 from trainer.data.pieces import Piece, Shown
 from trainer.errors import ModelError, RecipeError
 from trainer.flops import Shape
+from trainer.models import fields
 from trainer.models.family import Grid, Group, Markers, Placed
 from trainer.recipe import Pixels
 
 IMAGE_START, IMAGE_END, IMAGE_PAD = "<img>", "</img>", "<imgpad>"
 QUERIES = 256
 """Of the adapter, where the config does not say (visual.n_queries): the default of the published class."""
+VISUAL = {
+    "patch_size": int,
+    "n_queries": int,
+    "width": int,
+    "layers": int,
+    "heads": int,
+    "mlp_ratio": float,
+    "output_dim": int,
+}
+"""What the section `visual` has to say; its image_size is not read, pictures are as large as the budget."""
+TEXT_DEFAULTS = {
+    "vocab_size": 151936,
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "intermediate_size": 22016,
+}
+"""What the published QWenConfig fills in where a config.json leaves it out."""
 POOL_HEAD = 128
 """Width of a head of the adapter's attention; a narrower adapter has one head."""
 NOT_OURS = (
@@ -93,19 +112,22 @@ class QwenVL:
     image_mean = (0.48145466, 0.4578275, 0.40821073)
     image_std = (0.26862954, 0.26130258, 0.27577711)
     tokens_per_second = 0.0
+    assumed = ()
     part_prefixes = ("", "transformer.", "transformer.visual.", "transformer.visual.attn_pool.")
 
     def __init__(self, config: Mapping[str, Any]):
         self.config: dict[str, Any] = {k: v for k, v in copy.deepcopy(dict(config)).items() if k not in NOT_OURS}
         visual = self.config["visual"]
-        self.patch_size = int(visual.setdefault("patch_size", 14))
-        self.num_queries = int(visual.setdefault("n_queries", QUERIES))
+        self.patch_size = visual.setdefault("patch_size", 14)
+        self.num_queries = visual.setdefault("n_queries", QUERIES)
+        fields.check(visual, VISUAL, "visual")
+        self._text()
         self.patch_width = 3 * self.patch_size**2
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], *, tokens_per_second: float | None = None) -> QwenVL:
-        """ModelError for the config of another model (Qwen-7B alone has the same model_type and no `visual`),
-        RecipeError for a number of temporal ids a second: there is no video."""
+        """ModelError for the config of another model (Qwen-7B alone has the same model_type and no `visual`) or one
+        whose sizes are missing, RecipeError for a number of temporal ids a second: there is no video."""
         if tokens_per_second is not None:
             raise RecipeError([("model.tokens_per_second", "Qwen-VL has no temporal positions: leave it out (null)")])
         found = config.get("model_type")
@@ -114,7 +136,8 @@ class QwenVL:
         visual = config.get("visual")
         if not isinstance(visual, Mapping):
             raise ModelError("a Qwen without a vision tower", where="visual", expected="its sizes", got=visual)
-        queries = int(visual.get("n_queries", QUERIES))
+        fields.check({"n_queries": QUERIES} | dict(visual), {"n_queries": int}, "visual")
+        queries = visual.get("n_queries", QUERIES)
         if math.isqrt(queries) ** 2 != queries:
             raise ModelError("queries lie on a square grid", where="visual.n_queries", expected="a square", got=queries)
         return cls(config)
@@ -253,7 +276,8 @@ class QwenVL:
         return []
 
     def unused(self, stored_name: str) -> bool:
-        return False
+        """Buffers that older versions saved."""
+        return stored_name.endswith("inv_freq")
 
     def tokenizer_settings(self) -> dict[str, Any]:
         return {
@@ -266,13 +290,13 @@ class QwenVL:
             "pad_token": self.markers.eos,
         }
 
+    def _text(self) -> dict[str, Any]:
+        return fields.filled(self.config, TEXT_DEFAULTS, "")
+
     def shape(self) -> Shape:
-        text, visual = self.config, self.config["visual"]
+        text, visual = self._text(), self.config["visual"]
         c, d, width = text["hidden_size"], visual["width"], visual["output_dim"]
         mlp = int(d * visual["mlp_ratio"])
-        patches = (visual["image_size"] // self.patch_size) ** 2
-        # keys and values of each patch; queries, output, ln_post's product and kv_proj of each picture
-        per_query = 3 * width * width * self.num_queries / patches
         return Shape(
             text_weights=text["num_hidden_layers"] * (4 * c * c + 3 * c * (text["intermediate_size"] // 2)),
             text_layers=text["num_hidden_layers"],
@@ -280,7 +304,9 @@ class QwenVL:
             hidden_size=c,
             vocab_size=text["vocab_size"],
             patch_weights=d * self.patch_width + visual["layers"] * (4 * d * d + 2 * d * mlp),
-            merger_weights=(d * width if d != width else 0) + 2 * width * width + per_query,
+            merger_weights=(d * width if d != width else 0) + 2 * width * width,  # kv_proj, keys, values
+            # output and the product after ln_post; the queries' own is the same for all pictures, once a pack
+            picture_weights=2 * width * width * self.num_queries,
             vision_width=d,
             full_layers=visual["layers"],
         )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 from trainer.data.chat import ChatML, ChatTemplate
 from trainer.data.coordinates import Convention
 from trainer.data.objects import ObjectStyle
 from trainer.errors import ModelError
+from trainer.models import fields
 from trainer.models.family import Group, Markers
 from trainer.models.native import NativeResolution
 from trainer.recipe import Pixels
@@ -49,9 +50,23 @@ CHAT_TEMPLATE = (
 )
 """The template that the released Instruct models of both carry; ChatML writes the same text."""
 
+TEXT_DEFAULTS: Mapping[str, Any] = {
+    "vocab_size": 152064,
+    "hidden_size": 8192,
+    "intermediate_size": 29568,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+}
+"""Of the language model of both."""
+
 
 class Released(NativeResolution):
     """What is left to a family: its objects and coordinates, its rate of temporal ids, its shape."""
+
+    text_defaults: ClassVar[Mapping[str, Any]] = TEXT_DEFAULTS
+    vision_defaults: ClassVar[Mapping[str, Any]]
+    """What transformers fills in where a config.json leaves it out; saving with transformers does leave it out."""
 
     name: str
     config: dict[str, Any]
@@ -66,13 +81,38 @@ class Released(NativeResolution):
     image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
     part_prefixes: tuple[str, ...] = ("", "visual.", "model.", "visual.merger.")
 
-    def _read_sizes(self) -> dict[str, Any]:
-        """Patch sizes from the config, with the released ones filled in; gives vision_config."""
-        vision = self.config.setdefault("vision_config", {})
-        self.patch_size = int(vision.setdefault("patch_size", 14))
-        self.merge_size = int(vision.setdefault("spatial_merge_size", 2))
-        self.temporal_patch_size = int(vision.setdefault("temporal_patch_size", 2))
+    def _read_sizes(self, *, patch_size: int = 14) -> dict[str, Any]:
+        """Patch sizes from the config, with the released ones filled in; gives vision_config.
+
+        Raises:
+            ModelError: a section that is no object, a size that is no number, layers with a sliding window.
+        """
+        vision = self.config["vision_config"] = fields.section(self.config, "vision_config")
+        fields.section(self.config, "text_config")
+        defaults = {"patch_size": patch_size, "spatial_merge_size": 2, "temporal_patch_size": 2}
+        vision |= {name: value for name, value in defaults.items() if name not in vision}
+        fields.check(vision, dict.fromkeys(defaults, int), "vision_config")
+        self.patch_size, self.merge_size = vision["patch_size"], vision["spatial_merge_size"]
+        self.temporal_patch_size = vision["temporal_patch_size"]
+        text = self.text_config(self.config)
+        if text.get("use_sliding_window") or "sliding_attention" in (text.get("layer_types") or ()):
+            raise ModelError(
+                "a language model with a sliding window, which attention in packs does not have",
+                where="use_sliding_window, layer_types",
+                expected="false and full_attention, as in every released model",
+                got=f"{text.get('use_sliding_window')}, {text.get('layer_types')}",
+            )
         return vision
+
+    def _text(self) -> dict[str, Any]:
+        """The language model's config with transformers' defaults; ModelError for a size that is no number."""
+        text = self.text_config(self.config)
+        where = "" if text is self.config else "text_config"
+        return fields.filled(text, self.text_defaults, where, nullable=("num_key_value_heads",))
+
+    def _vision(self) -> dict[str, Any]:
+        """The same of the tower."""
+        return fields.filled(self.config["vision_config"], self.vision_defaults, "vision_config")
 
     # ---------------------------------------------------------------- names
 
@@ -116,13 +156,17 @@ class Released(NativeResolution):
         return nested if isinstance(nested, dict) else config
 
     def with_tokens(self, id_of: Callable[[str], int]) -> dict[str, Any]:
+        """pad_token_id never stands where the language model reads it: that row of the embedding would get no gradient,
+        and <|endoftext|> ends documents. generation_config.json says it, and a nested config at its top."""
         config = copy.deepcopy(self.config)
         for key in ("image_pad", "video_pad", "vision_start", "vision_end"):
             config[f"{key.removesuffix('_pad')}_token_id"] = id_of(f"<|{key}|>")
         text = self.text_config(config)
         for at in {id(config): config, id(text): text}.values():
             at["eos_token_id"] = id_of(self.markers.turn_end)
-            at["pad_token_id"] = at["bos_token_id"] = id_of(self.markers.eos)
+            at["bos_token_id"] = id_of(self.markers.eos)
+        config["pad_token_id"] = id_of(self.markers.eos)
+        text.pop("pad_token_id", None)
         return config
 
     def with_one_layer(self) -> dict[str, Any]:

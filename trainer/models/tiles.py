@@ -20,8 +20,9 @@ from trainer.data.chat import ChatTemplate, Vicuna
 from trainer.data.coordinates import Convention
 from trainer.data.objects import BracketObjects
 from trainer.data.pieces import Piece, Shown
-from trainer.errors import ModelError, RecipeError
+from trainer.errors import DataError, ModelError, RecipeError
 from trainer.flops import Shape
+from trainer.models import fields
 from trainer.models.family import Grid, Group, Markers, Placed
 from trainer.recipe import Pixels
 
@@ -60,6 +61,8 @@ CHAT_TEMPLATES = {
     "{%- else -%}{{ ' ' + words(turn['content']) + ' </s>' }}{%- endif -%}{%- endfor -%}",
 }
 """For export, the texts that the classes of data/chat.py write; the tokenizer adds <s>."""
+OTHER_TEMPLATES = {"<|im_start|>": "ChatML (llava-v1.6-34b)", "<|begin_of_text|>": "Llama 3 (llama3-llava-next-8b)"}
+"""Tokens that only templates have which are not those of training here, and the releases with them."""
 
 
 class Tiles:
@@ -81,21 +84,25 @@ class Tiles:
     merge_size = temporal_patch_size = 1
     tokens_per_second = 0.0
     """There are no videos."""
+    assumed = ()
     image_mean = (0.48145466, 0.4578275, 0.40821073)
     image_std = (0.26862954, 0.26130258, 0.27577711)
     part_prefixes = ("", "language_model.", "vision_tower.", "multi_modal_projector.")
 
     def __init__(self, config: Mapping[str, Any]):
         self.config: dict[str, Any] = copy.deepcopy(dict(config))
-        stated = self.config.get("vision_config")
-        vision = self.config["vision_config"] = (CLIP if stated else CLIP_L) | (stated or {})
-        text = self.config["text_config"] = {"model_type": "llama"} | (self.config.get("text_config") or {})
+        stated = fields.section(self.config, "vision_config")
+        vision = fields.filled(stated, CLIP if stated else CLIP_L, "vision_config")
+        self.config["vision_config"] = vision
+        text = {"model_type": "llama"} | fields.section(self.config, "text_config")
         where = f"{self.name}: text_config.model_type"
         if text["model_type"] not in self.templates:
             raise ModelError(
                 "no such language model", where=where, expected=sorted(self.templates), got=text["model_type"]
             )
-        self.config["text_config"] = TEXT[text["model_type"]] | text
+        defaults, free = TEXT[text["model_type"]], ("num_key_value_heads",)
+        self.config["text_config"] = fields.filled(text, defaults, "text_config", nullable=free)
+        fields.filled(text, {"vocab_size": TEXT_VOCAB}, "text_config")
         if (found := vision.setdefault("model_type", "clip_vision_model")) != "clip_vision_model":
             raise ModelError("no such tower", where="vision_config.model_type", expected="clip_vision_model", got=found)
         if text["model_type"] == "mistral" and text.get("sliding_window", 4096) is not None:
@@ -106,13 +113,23 @@ class Tiles:
                 got=text.get("sliding_window", "none stated, which is Mistral's 4096"),
             )
         self.template = self.templates[text["model_type"]]
-        self.patch_size, self.tile = int(vision["patch_size"]), int(vision["image_size"])
+        self.patch_size, self.tile = vision["patch_size"], vision["image_size"]
+        if self.tile % self.patch_size:
+            raise ModelError(
+                "a tile that patches do not fill",
+                where="vision_config.image_size",
+                expected=f"a multiple of vision_config.patch_size {self.patch_size}",
+                got=self.tile,
+            )
         self.feature_layers = _feature_layers(self.config)
         self.config.setdefault("image_seq_length", self.side**2)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], *, tokens_per_second: float | None = None) -> Self:
-        """Raises ModelError for the config of another model, RecipeError for a rate of temporal ids."""
+        """Raises ModelError for the config of another model, RecipeError for a rate of temporal ids.
+
+        ModelError too for sizes that are no numbers or do not fit each other.
+        """
         if tokens_per_second is not None:
             raise RecipeError([("model.tokens_per_second", f"{cls.name} reads no videos: leave it out")])
         found = config.get("model_type")
@@ -219,7 +236,19 @@ class Tiles:
 
     def with_tokens(self, id_of: Callable[[str], int]) -> dict[str, Any]:
         """pad_token_id stands outside text_config: inside it, that row of the embedding would get no gradient, and </s>
-        is read between turns."""
+        is read between turns.
+
+        ModelError for a tokenizer of another chat template: config.json says `llama` of them all.
+        """
+        for token, release in OTHER_TEMPLATES.items():
+            if _has(id_of, token):
+                raise ModelError(
+                    f"a language model whose chat template {self.name} does not have",
+                    where=f"the tokenizer, which has {token}",
+                    expected=f"one of {self.template.name}",
+                    got=f"that of {release}",
+                    do="take a base of Vicuna, Llama 2 or Mistral",
+                )
         config = copy.deepcopy(self.config)
         config.pop("image_token_id", None)
         config["image_token_index"] = id_of(self.markers.image_pad)
@@ -318,6 +347,14 @@ class Tiles:
             "default_system": self.template.system,
             "objects": self.objects.name,
         }
+
+
+def _has(id_of: Callable[[str], int], token: str) -> bool:
+    try:
+        id_of(token)
+    except DataError:
+        return False
+    return True
 
 
 def _feature_layers(config: Mapping[str, Any]) -> int:
