@@ -16,7 +16,7 @@ its words, `L` of its lines. Sources of the published values: Gopher (Rae et al.
 from __future__ import annotations
 
 import graphlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -25,6 +25,21 @@ from trainer.fields import Strict, execution, result
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Criterion = Literal["text_quality", "image_text_relevance", "image_text_complementarity", "information_balance"]
+
+
+LANGUAGES = frozenset(
+    (
+        "ace", "af", "am", "an", "ar", "ary", "arz", "as", "az", "ba", "bcl", "be", "bg", "bn", "br", "bs", "ca",
+        "crh", "cs", "cy", "da", "de", "dz", "el", "en", "eo", "es", "et", "eu", "ext", "fa", "fi", "fo", "fr", "fuv",
+        "fy", "ga", "gcf", "gcr", "gd", "gl", "gom", "grc", "gu", "gug", "guw", "ha", "hbo", "he", "hi", "hr", "ht",
+        "hu", "hy", "id", "ig", "is", "it", "ja", "jv", "ka", "kab", "kik", "kk", "km", "kn", "ko", "ku", "ky", "la",
+        "lb", "lg", "lij", "ln", "lo", "lt", "ltg", "lv", "mg", "mk", "ml", "mn", "mr", "ms", "mt", "my", "ne", "nl",
+        "nn", "no", "nso", "oc", "om", "or", "pa", "pcm", "pl", "ps", "pt", "qu", "ro", "ru", "rw", "sa", "sdh", "se",
+        "si", "sk", "sl", "sn", "so", "sq", "sr", "st", "sv", "sw", "ta", "te", "tg", "th", "tk", "tl", "tr", "tt",
+        "ug", "uk", "ur", "uz", "uzs", "vec", "vi", "vo", "wa", "wuu", "xh", "yo", "yue", "zh", "zu", "zxx",
+    )
+)  # fmt: skip
+"""What py3langid tells apart (a test compares): ISO 639-1, or 639-3 where a language has no code of two letters."""
 
 
 class Clean(Strict):
@@ -97,6 +112,18 @@ class Clean(Strict):
     """A file: one word or phrase a line, # begins a comment. Default: the short list shipped."""
     blocked_urls: str | None = result(None)
     """A file: one domain a line. Default: the short list shipped."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Clean:
+        for high in (name for name in type(self).model_fields if name.startswith("max_")):
+            low = high.replace("max_", "min_", 1)
+            least, most = getattr(self, low, None), getattr(self, high)
+            if least is not None and most is not None and least > most:
+                raise ValueError(f"{low} {least} is above {high} {most}: nothing would be kept")
+        if unknown := sorted(set(self.languages or ()) - LANGUAGES):
+            raise ValueError(f"languages: {unknown} are no codes of py3langid (ISO 639-1: en, zh); it knows "
+                             f"{', '.join(sorted(LANGUAGES))}")  # fmt: skip
+        return self
 
 
 class Judge(Strict):
@@ -173,8 +200,14 @@ class Curate(Strict):
         return self
 
 
-def problems_of(curated: Mapping[str, Curate | None], held_out: Mapping[str, bool]) -> list[str]:
-    """What is wrong between sources: `against` names one that is not there, has nothing held out, or waits for this."""
+MADE = "is made from other sources after curation; name those that it is made from"
+
+
+def problems_of(
+    curated: Mapping[str, Curate | None], held_out: Mapping[str, bool], made: Collection[str] = ()
+) -> list[str]:
+    """What is wrong between sources: `against` names one that is not there, has nothing held out, is made only after
+    curation (`made`: from other sources), or waits for this."""
     found: list[str] = []
     order = set(curated)
     for name, curate in curated.items():
@@ -182,11 +215,15 @@ def problems_of(curated: Mapping[str, Curate | None], held_out: Mapping[str, boo
         for other in curate.decontaminate.against if curate and curate.decontaminate else []:
             if other not in order:
                 found.append(f"{at}.decontaminate.against: no such source {other!r}; there are {sorted(order)}")
+            elif other in made:
+                found.append(f"{at}.decontaminate.against: {other!r} {MADE}")
             elif not held_out[other]:
                 found.append(f"{at}.decontaminate.against: {other!r} has nothing held out")
         for other in curate.dedup.against if curate and curate.dedup else []:
             if other not in order:
                 found.append(f"{at}.dedup.against: no such source {other!r}; there are {sorted(order)}")
+            elif other in made:
+                found.append(f"{at}.dedup.against: {other!r} {MADE}")
     try:
         in_order(curated)
     except graphlib.CycleError as error:

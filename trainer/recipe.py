@@ -395,6 +395,7 @@ class Recipe(Strict):
         problems += curation.problems_of(
             {name: source.curate for name, source in sources.items()},
             {name: source.held_out is not None for name, source in sources.items()},
+            [name for name, source in sources.items() if source.grounding is not None],
         )
         problems += grounding.problems_of(sources)
         if problems:

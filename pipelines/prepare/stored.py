@@ -22,6 +22,14 @@ from trainer.errors import DataError, UsageError
 
 DEPTH = 4
 """Folders below an output in which shards are looked for: OUT/data/sources/NAME/SPLIT."""
+FILES = frozenset(
+    (
+        "tar", "parquet", "arrow", "json", "jsonl", "yaml", "yml", "txt", "md", "log", "html", "css", "js", "csv",
+        "tsv", "xml", "pdf", "png", "jpg", "jpeg", "webp", "gif", "bmp", "svg", "mp4", "webm", "mkv", "mov", "avi",
+        "safetensors", "bin", "pt", "npy", "npz", "gz", "zst", "lock",
+    )
+)  # fmt: skip
+"""Endings of what is never looked into."""
 PERCENTILES = (0, 50, 95, 100)
 
 
@@ -38,12 +46,17 @@ def sources_below(uri: str) -> list[Source]:
             if MANIFEST in names:
                 found.append(folder)
             else:
-                below += [storage.join(folder, name) for name in names if "." not in name]
+                below += [storage.join(folder, name) for name in names if _may_be_a_folder(name)]
         level = below
     if not found:
         do = f"name a folder of shards (it has a {MANIFEST}), or an output above some; qwenvl data ingest makes them"
         raise UsageError("no shards", where=uri, do=do)
-    return [Source.open(folder) for folder in sorted(found)]
+    return [Source.open(folder, keep_indexes=2) for folder in sorted(found)]
+
+
+def _may_be_a_folder(name: str) -> bool:
+    """A listing does not say: a store has no folders, and asking for each file would be a request each."""
+    return not name.startswith(".") and name.rpartition(".")[2].lower() not in FILES
 
 
 # ---------------------------------------------------------------- check
@@ -154,7 +167,7 @@ def sample_problems(sample: Sample) -> Iterator[str]:
 
 def _place_problems(at: Any, item: Media) -> Iterator[str]:
     if isinstance(at, Span):
-        if item.kind != "video" or not 0 <= at.start_s <= at.end_s:
+        if item.kind != "video" or not 0 <= at.start_s <= at.end_s <= item.duration_s:
             yield f"the time {at.start_s} to {at.end_s} s in a {item.kind} of {item.duration_s:.3f} s"
         return
     x0, y0, x1, y1 = (*at.xy, *at.xy) if at.shape == "point" else at.xyxy

@@ -22,8 +22,17 @@ def from_run_lengths(counts: Sequence[int], width: int, height: int) -> np.ndarr
     Raises:
         ValueError: counts that are negative, or do not add up to width x height.
     """
-    runs = np.asarray(counts, np.int64)
-    if (runs < 0).any() or int(runs.sum()) != width * height:
-        raise ValueError(f"run lengths of {width}x{height} pixels, got {int(runs.sum())} of them")
-    flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+    check_run_lengths(counts, width, height)
+    flat = np.repeat(np.arange(len(counts)) % 2 == 1, np.asarray(counts, np.int64))
     return flat.reshape(width, height).T
+
+
+def check_run_lengths(counts: Sequence[int], width: int, height: int) -> None:
+    """Before anything of their size is made; summed by Python, where counts of anyone cannot overflow.
+
+    Raises:
+        ValueError: counts that are negative, or do not add up to width x height.
+    """
+    if min(counts, default=0) < 0 or (total := sum(map(int, counts))) != width * height:
+        got = f"{min(counts)} in one" if min(counts, default=0) < 0 else f"{total} of them"
+        raise ValueError(f"run lengths of {width}x{height} pixels, got {got}")

@@ -16,7 +16,7 @@ import numpy as np
 import pycocotools.mask as coco
 from scipy.ndimage import distance_transform_edt
 
-from trainer.data.masks import from_run_lengths, run_lengths
+from trainer.data.masks import check_run_lengths, from_run_lengths, run_lengths
 from trainer.data.sample import Box, Mask
 
 Xyxy = tuple[int, int, int, int]
@@ -49,7 +49,8 @@ def decompressed(counts: str | bytes, size: Sequence[int]) -> tuple[int, ...]:
         value = shift = 0
     if shift:
         raise ValueError("compressed run lengths that end within a run")
-    return run_lengths(from_run_lengths(runs, width, height))
+    check_run_lengths(runs, width, height)
+    return tuple(runs)
 
 
 def mask_of(mask: Mask, width: int, height: int) -> np.ndarray:

@@ -14,7 +14,9 @@ import numpy as np
 from PIL import Image
 
 from trainer.data import media, video
+from trainer.data.masks import from_run_lengths
 from trainer.data.sample import Action, Mask, Media, Object, Point, Span
+from trainer.errors import MediaError
 
 SIDE = 640
 """Longest side of a picture on the page."""
@@ -38,7 +40,11 @@ def data_uri(image: Image.Image, kind: str = "JPEG") -> str:
 def picture(
     item: Media, data: bytes, objects: Sequence[tuple[int, Object]], actions: Sequence[tuple[int, Action]] = ()
 ) -> str:
-    """<div> with the picture and what lies on it. `objects` and `actions` come with their numbers in the sample."""
+    """<div> with the picture and what lies on it. `objects` and `actions` come with their numbers in the sample.
+
+    Raises:
+        MediaError: a file that cannot be decoded, or a mask of another size.
+    """
     image = media.upright(data, where=item.origin)
     image.thumbnail((SIDE, SIDE))
     scale = max(1.0, LEAST / max(image.size))
@@ -74,11 +80,10 @@ def _mask(at: Mask, item: Media, number: int) -> str:
         return "".join(f"<polygon points='{ring}' fill='{colour(number)}66'/>" for ring in rings)
     if at.rle is None:
         return ""
-    lengths = np.asarray(at.rle)
-    inside = np.repeat(np.arange(len(lengths)) % 2, lengths).astype(bool)
-    if inside.size != item.width * item.height:
-        return ""
-    inside = inside.reshape((item.height, item.width), order="F")
+    try:
+        inside = from_run_lengths(at.rle, item.width, item.height)
+    except ValueError as error:
+        raise MediaError("a mask that cannot be drawn", where=f"object {number + 1}", got=str(error)) from None
     red, green, blue = (int(colour(number)[at : at + 2], 16) for at in (1, 3, 5))
     pixels = np.zeros((item.height, item.width, 4), np.uint8)
     pixels[inside] = (red, green, blue, 110)

@@ -16,7 +16,7 @@ from pipelines.report.build import write_report
 from tests.prepare.builders import small_recipe
 from tests.prepare.curate.builders import a_document, a_recipe, prose, write_source
 from trainer import storage
-from trainer.curation import in_order
+from trainer.curation import LANGUAGES, in_order
 from trainer.data import kept
 from trainer.data.shards import Source
 from trainer.errors import DataError, RecipeError, ShardError
@@ -116,6 +116,43 @@ def test_a_filter_that_does_not_exist_is_refused_with_a_suggestion():
 def test_what_does_not_fit_together_is_refused(curated: str, want: str):
     with pytest.raises(RecipeError, match=want):
         load_recipe("tiny", [f"prepare.sources.text.curate={curated}"])
+
+
+@pytest.mark.parametrize("part", ["dedup", "decontaminate"])
+def test_what_is_made_after_curation_is_not_compared_with(part: str):
+    made = {"format": "grounding", "kind": "grounding", "rendering": "chat",
+            "grounding": {"questions": {"complete": "picture"}}, "path": "source://grounding", "held_out": "source://grounding"}  # fmt: skip
+    curated = f"prepare.sources.text.curate={{{part}: {{text: 0.8, against: [asked]}}}}"
+    sets = [f"prepare.sources.asked={json.dumps(made)}", curated]
+    with pytest.raises(RecipeError, match=rf"text\.curate\.{part}\.against: 'asked' is made from other sources after"):
+        load_recipe("tiny", sets)
+    assert load_recipe("tiny", [sets[0], curated.replace("asked", "captions")]), "negative control"
+
+
+@pytest.mark.parametrize(
+    ("clean", "want"),
+    [
+        ("min_words: 100, max_words: 5", "min_words 100 is above max_words 5"),
+        ("min_mean_word_length: 10, max_mean_word_length: 3", "min_mean_word_length 10.0 is above"),
+        ("min_image_side: 300, max_image_side: 200", "min_image_side 300 is above"),
+        ("languages: [english]", "'english'.*ISO 639-1"),
+        ("languages: [en, xx]", "'xx'.*ISO 639-1"),
+        ("min_words: 5, max_words: 5, languages: [en, zh]", None),
+    ],
+)
+def test_what_would_drop_everything_is_refused(clean: str, want: str | None):
+    sets = [f"prepare.sources.text.curate={{clean: {{{clean}}}}}"]
+    if want is None:
+        assert load_recipe("tiny", sets), "negative control"
+        return
+    with pytest.raises(RecipeError, match=want):
+        load_recipe("tiny", sets)
+
+
+def test_the_languages_are_those_of_the_model():
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    assert set(LanguageIdentifier.from_model_file(MODEL_FILE).nb_classes) == LANGUAGES
 
 
 def test_whose_samples_go_first_depends_on_no_order_of_the_recipe():

@@ -1,0 +1,62 @@
+"""What stored samples say and what cannot be: times outside their clip, masks of another size; and where shards are
+looked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipelines.prepare.grounding.masks import decompressed
+from pipelines.prepare.preview.page import card
+from pipelines.prepare.stored import sample_problems, sources_below
+from tests.prepare.builders import a_picture
+from tests.prepare.curate.builders import a_document, write_source
+from trainer.data.masks import from_run_lengths
+from trainer.data.sample import Mask, Media, Message, Object, Objects, Sample, Span
+from trainer.errors import UsageError
+
+IMAGE = Media(digest="a", kind="image", suffix="png", size_bytes=1, width=60, height=40)
+CLIP = Media(
+    digest="a", kind="video", suffix="mp4", size_bytes=1, width=60, height=40, num_frames=40, fps=4, duration_s=10
+)
+
+
+def a_sample(at: Mask | Span, item: Media) -> Sample:
+    shown = Message(role="user", parts=({"part": item.kind, "media": 0},))  # type: ignore[arg-type]
+    said = Message(role="assistant", parts=(Objects(media=0, objects=(Object(label="it", at=at),)),))
+    return Sample(id="1", source="s", kind="grounding", media=(item,), messages=(shown, said))
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "problems"), [(0, 10, 0), (9.5, 10, 0), (500, 900, 1), (9, 10.5, 1), (-1, 2, 1)]
+)
+def test_a_span_ends_within_its_clip(start: float, end: float, problems: int):
+    found = list(sample_problems(a_sample(Span(start_s=start, end_s=end), CLIP)))
+    assert len(found) == problems and all("in a video of 10.000 s" in one for one in found)
+
+
+def test_folders_with_a_dot_in_their_name_are_looked_into(tmp_path: Path):
+    folders = [write_source(tmp_path / "v1.5", [a_document("a", "A text.")], name=name) for name in ("llava.v2", "b")]
+    assert [source.uri for source in sources_below(str(tmp_path / "v1.5"))] == sorted(folders)
+    (tmp_path / "v1.5/data/sources").rename(tmp_path / "v1.5/data/sources.tar")
+    with pytest.raises(UsageError, match="no shards"):
+        sources_below(str(tmp_path / "v1.5"))
+
+
+OTHER_SIZES = [(0, 10**12), (2**63 - 1, 2**63 - 1, 2 + 2400), (0, 10**30), (-1, 2401), (2401, -1), ()]
+
+
+@pytest.mark.parametrize("rle", OTHER_SIZES)
+def test_run_lengths_of_another_size_are_refused_before_they_take_memory(rle: tuple[int, ...]):
+    with pytest.raises(ValueError, match="run lengths of 60x40"):
+        from_run_lengths(rle, 60, 40)
+    shown = card(a_sample(Mask(xyxy=(0, 0, 1, 1), rle=rle), IMAGE), [a_picture()])
+    assert "a mask that cannot be drawn" in shown and "<svg" not in shown
+    good = card(a_sample(Mask(xyxy=(0, 0, 1, 1), rle=(2400,)), IMAGE), [a_picture()])
+    assert "<svg" in good and "cannot be drawn" not in good, "negative control"
+
+
+def test_compressed_run_lengths_take_no_more_memory_than_their_text():
+    """One run of 2^37 pixels in eight characters, of a size that agrees."""
+    assert decompressed("PPPPPPP4", [2**20, 2**17]) == (2**37,)
