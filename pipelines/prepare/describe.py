@@ -47,7 +47,7 @@ def _sample(draft: Draft, facts: dict[str, str]) -> tuple[Sample, list[bytes]] |
     described: list[Media] = []
     for ref in draft.media:
         try:
-            data = _read(ref.uri, facts["media_root"])
+            data = _read(ref.uri)
             described.append(describe(data, ref, facts["media_root"], header_only=facts["verify"] == "header"))
         except FileNotFoundError:
             return Bad(draft.where, f"the {ref.kind} {_shown(ref.uri)}", "no such file", "missing-media")
@@ -87,7 +87,7 @@ def _shown(uri: str) -> str:
     return uri if len(uri) < 160 else f"{uri[:60]}... ({len(uri)} characters)"
 
 
-def _read(uri: str, media_root: str) -> bytes:
+def _read(uri: str) -> bytes:
     if uri.startswith("data:"):
         head, _, body = uri.partition(",")
         try:
@@ -96,7 +96,7 @@ def _read(uri: str, media_root: str) -> bytes:
             raise MediaError("a data: URI that is not base64", got=str(error)) from None
     try:
         if embedded.is_embedded(uri):
-            return embedded.read(uri, media_root)
+            return embedded.read(uri)
         if pdf_pages.is_page(uri):
             return pdf_pages.page_png(uri)
         return storage.read_bytes(uri.removeprefix("file://"))
