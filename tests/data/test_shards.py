@@ -200,3 +200,15 @@ def test_a_column_is_read_only_with_its_key_and_its_number_of_rows(tmp_path):
     path.write_bytes(data)
     with pytest.raises(ShardError, match="cannot be read"):
         read_column(source.uri, 0, "counts", "k1")
+
+
+def test_who_goes_in_order_keeps_two_indexes_and_others_keep_all(tmp_path):
+    written = a_source(str(tmp_path), SAMPLES, shard_bytes=4096)
+    count = written.num_shards
+    assert count > 2
+    bounded, whole = Source.open(str(tmp_path), keep_indexes=2), Source.open(str(tmp_path))
+    for source, kept in ((bounded, [0, count - 1]), (whole, list(range(count)))):
+        rows = [source.sample(shard, row) for shard in range(count) for row in range(source.index(shard).num_rows)]
+        assert rows == [sample for sample, _ in SAMPLES]
+        assert source.index(0).equals(whole.index(0))
+        assert sorted(source._indexes) == kept

@@ -109,5 +109,5 @@ def test_a_recipe_may_say_auto_for_a_folder_of_several_formats(media: Path):
     assert [Source.open(source_uri(str(media / "out"), "mine", "train")).sample(0, n).id for n in range(3)] == [
         "c1",
         "b.jsonl#1",
-        "t",
+        "c.tar/t",
     ]

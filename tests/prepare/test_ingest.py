@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import subprocess
+import sys
 import tarfile
 import time
 from collections.abc import Callable
@@ -310,3 +312,42 @@ def test_a_swap_that_was_killed_anywhere_is_finished_by_the_next_run(
     assert "source.json" not in seen or seen in (old, new), "what looks finished is whole"
     swap.settle(str(folder), last=LAST)
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == new
+
+
+# ---------------------------------------------------------------- what is in memory at a time
+
+
+def test_json_lines_are_read_one_by_one_also_to_recognise_them(media: Path):
+    """200 MB of rows are recognised and read below a tenth of that."""
+    row = json.dumps({"id": "x", "text": "a" * 100_000}) + "\n"
+    path = media / "rows.jsonl"
+    with path.open("w") as file:
+        for _ in range(2000):
+            file.write(row)
+    program = (
+        "import resource, sys; from pipelines.prepare.formats import recognise; "
+        "from pipelines.prepare.formats.rows import json_entries; "
+        "base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; "
+        "name, _ = recognise(sys.argv[1], ('text', 'llava', 'coco')); "
+        "count = sum(1 for _ in json_entries(sys.argv[1])); "
+        "print(name, count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base)"
+    )
+    words = [sys.executable, "-c", program, str(path)]
+    name, count, grown_kb = subprocess.run(words, check=True, capture_output=True, text=True).stdout.split()
+    assert (name, count) == ("text", "2000") and int(grown_kb) < 20_000
+
+
+def test_blocks_of_rows_are_bounded_by_the_bytes_of_their_media(media: Path, monkeypatch: pytest.MonkeyPatch):
+    size = (media / "red.png").stat().st_size
+    monkeypatch.setattr(ingest, "BLOCK_BYTES", 10 * size)
+
+    def rows(uri: str, count: int, kind: str = "image") -> list[ingest.Row]:
+        return [ingest.Draft("", str(number), [], [MediaRef(uri, kind)]) for number in range(count)]  # type: ignore[arg-type]
+
+    def lengths(given: list[ingest.Row]) -> list[int]:
+        return [len(block) for block in ingest._blocks(given)]
+
+    assert lengths(rows(str(media / "red.png"), 25)) == [10, 10, 5]
+    assert lengths(rows(f"a.tar#bytes=512-{512 + 5 * size}", 5)) == [2, 2, 1]
+    assert lengths(rows("https://far/away.mp4", 2, "video")) == [1, 1], "a row that is too large goes alone"
+    assert lengths([ingest.Draft("", str(number), []) for number in range(300)]) == [256, 44]

@@ -231,14 +231,16 @@ def _read_parquet(data: bytes, where: str) -> pa.Table:
 
 @dataclass
 class Source:
-    """A finished source: its manifest and, read on first use, the indexes of its shards."""
+    """A finished source: its manifest and, read on first use, the indexes of its shards. `keep_indexes`: of that many
+    shards, those read last; who goes through the shards in order needs two, who draws from all of them needs all."""
 
     uri: str
     manifest: dict[str, Any]
+    keep_indexes: int | None = None
     _indexes: dict[int, pa.Table] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, uri: str) -> Source:
+    def open(cls, uri: str, *, keep_indexes: int | None = None) -> Source:
         """Raises ShardError: not finished, of another format, or edited."""
         where = storage.join(uri, MANIFEST)
         try:
@@ -253,7 +255,7 @@ class Source:
         found = resolve.digest({key: value for key, value in content.items() if key != "digest"})
         if stated != found:
             raise ShardError("the source's manifest was changed", where=where, expected=stated, got=found)
-        return cls(uri, content)
+        return cls(uri, content, keep_indexes)
 
     @property
     def num_samples(self) -> int:
@@ -269,19 +271,25 @@ class Source:
 
     def index(self, shard: int) -> pa.Table:
         """The shard's index, verified against source.json."""
-        if shard not in self._indexes:
+        found = self._indexes.get(shard)
+        if found is None:
             facts = self._facts(shard)
             where = storage.join(self.uri, f"{facts['name']}.index.parquet")
             try:
                 data = storage.read_bytes(where)
             except FileNotFoundError as error:
                 raise ShardError("a shard's index is missing", where=where, do="prepare the source again") from error
-            if (found := hashlib.sha256(data).hexdigest()) != facts["index_sha256"]:
+            if (digest := hashlib.sha256(data).hexdigest()) != facts["index_sha256"]:
                 raise ShardError(
-                    "a shard's index is not what was written", where=where, expected=facts["index_sha256"], got=found
+                    "a shard's index is not what was written", where=where, expected=facts["index_sha256"], got=digest
                 )
-            self._indexes[shard] = _read_parquet(data, where)
-        return self._indexes[shard]
+            found = self._indexes[shard] = _read_parquet(data, where)
+        if self.keep_indexes is not None:
+            self._indexes.pop(shard, None)
+            self._indexes[shard] = found  # the last to go
+            while len(self._indexes) > self.keep_indexes:
+                self._indexes.pop(next(iter(self._indexes)), None)
+        return found
 
     def _facts(self, shard: int) -> dict[str, Any]:
         shards = self.manifest["shards"]

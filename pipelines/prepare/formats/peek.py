@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import tarfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.prepare.embedded import open_file
-from pipelines.prepare.formats.rows import read_text
+from pipelines.prepare.formats.rows import read_text, text_lines
 from trainer.errors import DataError
 
 FIRST = 20
@@ -96,6 +97,10 @@ def _members(path: str) -> tuple[str, ...]:
 
 
 def _json(path: str) -> Peek:
+    spoken = (line for line in text_lines(path) if line.strip())
+    first = next(spoken, "")
+    if first.lstrip()[:1] == "{" and _is_object(first) and next(spoken, None) is not None:  # JSON Lines
+        return Peek(path, "rows", tuple(_lines(text_lines(path))))
     content = read_text(path).lstrip()
     decoder = json.JSONDecoder()
     try:
@@ -106,7 +111,14 @@ def _json(path: str) -> Peek:
             return Peek(path, "object", (value,))
     except (ValueError, RecursionError):
         pass  # the first line may be broken and the others not
-    return Peek(path, "rows", tuple(_lines(content)))
+    return Peek(path, "rows", tuple(_lines(content.split("\n"))))
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _listed(content: str, decoder: json.JSONDecoder) -> list[dict]:
@@ -125,9 +137,9 @@ def _listed(content: str, decoder: json.JSONDecoder) -> list[dict]:
     return found
 
 
-def _lines(content: str) -> list[dict]:
+def _lines(lines: Iterable[str]) -> list[dict]:
     found: list[dict] = []
-    for line in content.split("\n", 4 * FIRST)[: 4 * FIRST]:
+    for line in islice(lines, 4 * FIRST):
         try:
             value = json.loads(line) if line.strip() else None
         except (ValueError, RecursionError):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
 
-from pipelines.prepare.embedded import is_embedded
+from pipelines.prepare.embedded import is_embedded, open_file
 from trainer import storage
 from trainer.data.sample import Key
 from trainer.errors import DataError, QwenVLError, StorageError, UsageError
@@ -89,21 +89,43 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def json_entries(path: str) -> Iterator[tuple[str, Any]]:
-    """(where, value or Bad) of every entry of a JSON list or of a JSONL file, whatever the file is called.
+    """(where, value or Bad) of every entry of a JSON list or of a JSONL file, whatever the file is called. One line of
+    JSON Lines is in memory at a time; a list is read as a whole.
 
     Raises:
         DataError: no such file, not UTF-8, a list that is not JSON, or objects that are spread over several lines.
     """
-    content = read_text(path)
-    if content.lstrip()[:1] == "[":
-        yield from _listed(content, path)
+    beginning = next((line for line in text_lines(path) if line.strip()), "")
+    if beginning.lstrip()[:1] == "[":
+        yield from _listed(read_text(path), path)
         return
-    _refuse_pretty_printed(content, path)
-    # splitlines() also cuts at characters that JSON strings may hold
-    for number, line in enumerate(content.split("\n"), 1):
+    if beginning.lstrip()[:1] == "{" and isinstance(_parsed(beginning, path), Bad):
+        _refuse_pretty_printed(read_text(path), path)
+    for number, line in enumerate(text_lines(path), 1):
         if line.strip():
             where = f"{path}, line {number}"
             yield where, _parsed(line, where)
+
+
+def text_lines(path: str) -> Iterator[str]:
+    """Lines of a text file, read one by one; only a line feed ends one, as JSON strings may hold the others.
+
+    Raises:
+        DataError: no such file, or one that is not UTF-8. StorageError
+    """
+    before = 0
+    try:
+        opened = open_file(path)
+    except DataError:
+        raise DataError("no such annotation file", where=path, do="check prepare.sources.NAME.path") from None
+    with opened as file:
+        while data := file.readline():
+            try:
+                yield data.decode("utf-8" if before else "utf-8-sig").removesuffix("\n")
+            except UnicodeDecodeError as error:
+                got = f"byte {before + error.start}"
+                raise DataError("the annotation file is not UTF-8", where=path, got=got) from None
+            before += len(data)
 
 
 def _parsed(line: str, where: str) -> Any:
