@@ -137,6 +137,13 @@ def test_steps_of_aitw_become_one_trajectory_with_points_as_x_y(tmp_path: Path):
         assert calls(found)[0]["arguments"]["coordinate"] == [round(0.2 * width), round(0.5 * height)]
 
 
+def test_episodes_of_aitw_may_be_named_ep_id(tmp_path: Path):
+    steps = [*aitw_steps(tmp_path, *AITW, episode="e1"), *aitw_steps(tmp_path, *AITW, episode="e2")]
+    named = [{("ep_id" if name == "episode_id" else name): value for name, value in step.items()} for step in steps]
+    rows = made(read("aitw", write_lines(tmp_path / "steps.jsonl", named)), "agent")
+    assert [row[0].id for row in rows if not isinstance(row, Bad)] == ["e1", "e2"]
+
+
 def test_aitw_bad_steps_cost_their_episode_and_no_other(tmp_path: Path):
     good = aitw_steps(tmp_path, *AITW[:2], episode="good")
     unknown = aitw_steps(tmp_path, {"results/action_type": 2}, episode="unknown")

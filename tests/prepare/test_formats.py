@@ -269,6 +269,14 @@ def test_points_and_actions_are_rescaled_as_well(media: Path):
     assert acted.messages[1].parts[0].coordinates == {"coordinate": (30, 10)}  # type: ignore[union-attr]
 
 
+def test_points_are_about_one_picture(media: Path):
+    row = {"label": "x", "points": [{"x": 50, "y": 50}]}
+    assert isinstance(one("points", media, {**row, "images": ["red.png"]}), Sample)
+    for images in (["red.png", "red.png"], []):
+        found = one("points", media, {**row, "images": images})
+        assert isinstance(found, Bad) and found.reason == "wrong-form" and "of them" in found.got
+
+
 def test_boxes_drawn_on_a_smaller_copy_are_scaled_to_the_file(media: Path):
     block = {**BLOCK, "bbox": [3, 3, 15, 10]}
     found = one("layout", media, {"image": "red.png", "width": 30, "height": 20, "blocks": [block]})

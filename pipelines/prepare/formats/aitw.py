@@ -1,5 +1,5 @@
-"""Android in the Wild (arXiv 2307.10088), a step a line, with the names of its TFRecords: {"episode_id", "step_id",
-"episode_length", "goal_info", "image": path, "results/action_type", "results/yx_touch", "results/yx_lift",
+"""Android in the Wild (arXiv 2307.10088), a step a line, with the names of its TFRecords: {"episode_id" (or "ep_id"),
+"step_id", "episode_length", "goal_info", "image": path, "results/action_type", "results/yx_touch", "results/yx_lift",
 "results/type_action"}. Steps of an episode follow each other in the file. Coordinates are shares of the sides.
 
 An episode with a bad step, a missing one, or steps out of order is one bad row.
@@ -7,7 +7,7 @@ An episode with a bad step, a missing one, or steps out of order is one bad row.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -32,16 +32,17 @@ def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
         messages, media = agent.trajectory(episode, media_root)
         return Draft(where, str(field_of(steps[0], "episode_id", "ep_id")), messages, media, units="unit")
 
-    yield from episodes(path, "episode_id", one)
+    yield from episodes(path, ("episode_id", "ep_id"), one)
 
 
-def episodes(path: str, name: str, read_one: Callable[[dict, str], Draft]) -> Iterator[Row]:
-    """Rows of a file that holds one step a line: lines with the same `name` that follow each other are one entry
-    {"steps": [...]}. A line that cannot be read is a Bad of its own, and ends the episode."""
+def episodes(path: str, names: Sequence[str], read_one: Callable[[dict, str], Draft]) -> Iterator[Row]:
+    """Rows of a file that holds one step a line: lines with the same value of one of `names` that follow each other
+    are one entry {"steps": [...]}. A line that cannot be read is a Bad of its own, and ends the episode."""
 
     def owner(item: tuple[str, Any]) -> tuple[Any, str]:
         where, entry = item
-        return (entry.get(name), "") if isinstance(entry, dict) and entry.get(name) is not None else (None, where)
+        found = [entry[name] for name in names if entry.get(name) is not None] if isinstance(entry, dict) else []
+        return (found[0], "") if found else (None, where)
 
     for known, group in groupby(json_entries(path), owner):
         lines = list(group)
@@ -50,6 +51,6 @@ def episodes(path: str, name: str, read_one: Callable[[dict, str], Draft]) -> It
             yield first
         elif known[0] is None:
             got = f"fields {sorted(first)}" if isinstance(first, dict) else type(first).__name__
-            yield Bad(where, f"an object with the field {name}", got, "wrong-form")
+            yield Bad(where, f"an object with the field {' or '.join(names)}", got, "wrong-form")
         else:
             yield guarded(where, read_one, {"steps": [entry for _, entry in lines]})

@@ -41,7 +41,7 @@ def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
         messages, media = agent.trajectory(episode, media_root)
         return Draft(where, str(first["annotation_id"]), messages, media)
 
-    yield from episodes(path, "annotation_id", one)
+    yield from episodes(path, ("annotation_id",), one)
 
 
 def _step(action: dict) -> dict:

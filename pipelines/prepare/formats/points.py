@@ -49,7 +49,10 @@ def draft(entry: dict, where: str, media_root: str, source: Source) -> Draft:
     percent = entry.get("coordinates", "percent") == "percent"
     objects = [_object(point, label, percent) for point in points]
     image = field_of(entry, "image", "image_path", "images", "image_url")
-    image = image[0] if isinstance(image, list) else image
+    if isinstance(image, list):
+        if len(image) != 1:
+            raise BadRow("wrong-form", "one picture", f"{len(image)} of them")
+        image = image[0]
     media = [MediaRef(resolve(media_root, image), "image")]
     identity = identity_of(entry, where)
     question = message("user", {"part": "image", "media": 0}, text(pick(POINT, "points", identity).format(label)))

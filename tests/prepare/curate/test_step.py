@@ -120,8 +120,14 @@ def test_what_does_not_fit_together_is_refused(curated: str, want: str):
 
 @pytest.mark.parametrize("part", ["dedup", "decontaminate"])
 def test_what_is_made_after_curation_is_not_compared_with(part: str):
-    made = {"format": "grounding", "kind": "grounding", "rendering": "chat",
-            "grounding": {"questions": {"complete": "picture"}}, "path": "source://grounding", "held_out": "source://grounding"}  # fmt: skip
+    made = {
+        "format": "grounding",
+        "kind": "grounding",
+        "rendering": "chat",
+        "grounding": {"questions": {"complete": "picture"}},
+        "path": "source://grounding",
+        "held_out": "source://grounding",
+    }
     curated = f"prepare.sources.text.curate={{{part}: {{text: 0.8, against: [asked]}}}}"
     sets = [f"prepare.sources.asked={json.dumps(made)}", curated]
     with pytest.raises(RecipeError, match=rf"text\.curate\.{part}\.against: 'asked' is made from other sources after"):
