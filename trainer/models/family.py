@@ -289,6 +289,26 @@ class Parts(Protocol):
         ...
 
 
+def plain_positions(spans: Sequence[Placed], *, start: int, first: int) -> np.ndarray:
+    """int64[4, L] where every token has one position: Family.position_ids of a language model without M-RoPE."""
+    count = np.arange(sum(span.num_tokens for span in spans), dtype=np.int64)
+    return np.stack([count + first, *[count + start] * 3])
+
+
+def common_facts(family: Any) -> dict[str, Any]:
+    """What of Family.layout_facts every family has."""
+    return {
+        "family": family.name,
+        "patch_size": family.patch_size,
+        "coordinates": family.coordinates.kind,
+        "image_mean": list(family.image_mean),
+        "image_std": list(family.image_std),
+        "template": family.template.name,
+        "default_system": family.template.system,
+        "objects": family.objects.name,
+    }
+
+
 FAMILIES: dict[str, str] = {
     "qwen_vl": "trainer.models.qwen_vl:QwenVL",
     "qwen2_vl": "trainer.models.qwen2_vl:Qwen2VL",

@@ -12,53 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Cache
-from transformers.initialization import no_init_weights
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
 
 from trainer.models.causal import build_causal, causal_config
-from trainer.step import attention
+from trainer.models.common_model import exact_rotary, set_frequencies
 from trainer.step.attention import Segment, Windows, window_attention
-from trainer.step.loss import Head, as_head
-
-
-def build_model(
-    model_class: Any,
-    config_class: Any,
-    config: Mapping[str, Any],
-    *,
-    dtype: torch.dtype,
-    attn_implementation: str | None,
-    init: bool,
-) -> Any:
-    """transformers' model with random weights (`init`) or with memory only; with attn_implementation "segments" its
-    head computes the loss over target rows in chunks."""
-    if attn_implementation == attention.NAME:
-        attention.register()
-    parsed = config_class(**{key: value for key, value in config.items() if key != "architectures"})
-    make = model_class._from_config
-    if init:
-        model = make(parsed, dtype=dtype, attn_implementation=attn_implementation)
-    else:
-        with no_init_weights():
-            model = make(parsed, dtype=dtype, attn_implementation=attn_implementation)
-    model.tie_weights()  # no_init_weights and zero.Init leave it undone
-    if attn_implementation == attention.NAME:
-        as_head(model.lm_head)
-    return model
+from trainer.step.loss import Head
 
 
 def exact_buffers(model: nn.Module) -> None:
     """Compute the rotary frequencies again, in fp32, as transformers keeps them whatever the weights' dtype."""
     inner: Any = model.model
-    visual, text = inner.visual.rotary_pos_emb, inner.language_model.rotary_emb
-    kind = text.rope_type
-    compute = text.compute_default_rope_parameters if kind == "default" else ROPE_INIT_FUNCTIONS[kind]
-    for rotary, rule in ((visual, visual.compute_axial_rope_parameters), (text, compute)):
-        frequencies, rotary.attention_scaling = rule(rotary.config)
-        for name in ("inv_freq", "original_inv_freq"):
-            old = getattr(rotary, name)
-            setattr(rotary, name, nn.Buffer(frequencies.to(old.device, torch.float32), persistent=False))
+    visual = inner.visual.rotary_pos_emb
+    set_frequencies(visual, *visual.compute_axial_rope_parameters(visual.config))
+    exact_rotary(inner.language_model.rotary_emb)
 
 
 def block_attention(

@@ -20,9 +20,9 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
 )
 from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids, get_vision_window_index
 
+from trainer.models.common_model import build_model
 from trainer.models.native_model import (
     block_attention,
-    build_model,
     dummy_grid,
     embed_tokens,
     exact_buffers,

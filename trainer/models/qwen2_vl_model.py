@@ -18,9 +18,9 @@ from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLConfig
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLForConditionalGeneration, VisionAttention
 from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids
 
+from trainer.models.common_model import build_model
 from trainer.models.native_model import (
     block_attention,
-    build_model,
     dummy_grid,
     embed_tokens,
     exact_buffers,

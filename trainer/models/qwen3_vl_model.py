@@ -29,7 +29,8 @@ from transformers.vision_utils import (
 )
 
 from trainer.models.causal import build_causal, causal_config
-from trainer.models.native_model import block_attention, build_model, dummy_grid, embed_tokens, exact_buffers, head_of
+from trainer.models.common_model import build_model
+from trainer.models.native_model import block_attention, dummy_grid, embed_tokens, exact_buffers, head_of
 from trainer.step import attention
 from trainer.step.attention import Segment, Windows, windows_of
 

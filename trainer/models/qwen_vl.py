@@ -25,7 +25,7 @@ from trainer.data.pieces import Piece, Shown
 from trainer.errors import ModelError, RecipeError
 from trainer.flops import Shape
 from trainer.models import fields
-from trainer.models.family import Grid, Group, Markers, Placed
+from trainer.models.family import Grid, Group, Markers, Placed, common_facts, plain_positions
 from trainer.recipe import Pixels
 
 IMAGE_START, IMAGE_END, IMAGE_PAD = "<img>", "</img>", "<imgpad>"
@@ -186,9 +186,7 @@ class QwenVL:
 
     def position_ids(self, spans: Sequence[Placed], *, start: int = 0, first: int = 0) -> np.ndarray:
         """int64[4, L]: a token of a picture has one position like any other."""
-        length = sum(span.num_tokens for span in spans)
-        rope = np.broadcast_to(np.arange(start, start + length), (3, length))
-        return np.concatenate([np.arange(first, first + length)[None], rope]).astype(np.int64)
+        return plain_positions(spans, start=start, first=first)
 
     # ---------------------------------------------------------------- names
 
@@ -313,13 +311,6 @@ class QwenVL:
 
     def layout_facts(self) -> dict[str, Any]:
         return {
-            "family": self.name,
-            "patch_size": self.patch_size,
+            **common_facts(self),
             "num_queries": self.num_queries,
-            "coordinates": self.coordinates.kind,
-            "image_mean": list(self.image_mean),
-            "image_std": list(self.image_std),
-            "template": self.template.name,
-            "default_system": self.template.system,
-            "objects": self.objects.name,
         }

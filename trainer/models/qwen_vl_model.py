@@ -13,14 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Cache
-from transformers.initialization import no_init_weights
 
 from trainer.models.causal import build_causal
+from trainer.models.common_model import build_model
 from trainer.models.qwen_vl_port_model import QWenConfig, QWenLMHeadModel
 from trainer.models.qwen_vl_vision_model import VisionPlan, plan_of
-from trainer.step import attention
 from trainer.step.attention import Segment
-from trainer.step.loss import Head, as_head
+from trainer.step.loss import Head
 
 
 def build(
@@ -30,19 +29,8 @@ def build(
 
     attn_implementation "segments" is the trainer's; None leaves transformers' default, for generation and export.
     """
-    if attn_implementation == attention.NAME:
-        attention.register()
-    parsed = QWenConfig(**{key: value for key, value in config.items() if key not in ("architectures", "model_type")})
-    make = QWenLMHeadModel._from_config
-    if init:
-        model = make(parsed, dtype=dtype, attn_implementation=attn_implementation)
-    else:
-        with no_init_weights():
-            model = make(parsed, dtype=dtype, attn_implementation=attn_implementation)
-    model.tie_weights()  # no_init_weights and zero.Init leave it undone
-    if attn_implementation == attention.NAME:
-        as_head(model.lm_head)  # type: ignore[arg-type]
-    return model
+    made: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation, "init": init}
+    return build_model(QWenLMHeadModel, QWenConfig, config, **made)
 
 
 def exact_buffers(model: nn.Module) -> None:

@@ -13,7 +13,7 @@ from trainer.data.coordinates import Convention
 from trainer.data.objects import ObjectStyle
 from trainer.errors import ModelError
 from trainer.models import fields
-from trainer.models.family import Group, Markers
+from trainer.models.family import Group, Markers, common_facts
 from trainer.models.native import NativeResolution
 from trainer.recipe import Pixels
 
@@ -227,15 +227,8 @@ class Released(NativeResolution):
     def layout_facts(self) -> dict[str, Any]:
         """Everything of the family that token counts, positions and pixels depend on: part of the plan's digest."""
         return {
-            "family": self.name,
-            "patch_size": self.patch_size,
+            **common_facts(self),
             "merge_size": self.merge_size,
             "temporal_patch_size": self.temporal_patch_size,
             "tokens_per_second": self.tokens_per_second,
-            "coordinates": self.coordinates.kind,
-            "image_mean": list(self.image_mean),
-            "image_std": list(self.image_std),
-            "template": self.template.name,
-            "default_system": self.template.system,
-            "objects": self.objects.name,
         }

@@ -23,7 +23,7 @@ from trainer.data.pieces import Piece, Shown
 from trainer.errors import DataError, ModelError, RecipeError
 from trainer.flops import Shape
 from trainer.models import fields
-from trainer.models.family import Grid, Group, Markers, Placed
+from trainer.models.family import Grid, Group, Markers, Placed, common_facts, plain_positions
 from trainer.recipe import Pixels
 
 CLIP_L = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
@@ -175,8 +175,7 @@ class Tiles:
 
     def position_ids(self, spans: Sequence[Placed], *, start: int = 0, first: int = 0) -> np.ndarray:
         """int64[4, L] of one segment: every token has one position."""
-        count = np.arange(sum(span.num_tokens for span in spans), dtype=np.int64)
-        return np.stack([count + first, *[count + start] * 3])
+        return plain_positions(spans, start=start, first=first)
 
     # ---------------------------------------------------------------- names
 
@@ -337,15 +336,8 @@ class Tiles:
     def layout_facts(self) -> dict[str, Any]:
         """Everything of the family that token counts, positions and pixels depend on: part of the plan's digest."""
         return {
-            "family": self.name,
-            "patch_size": self.patch_size,
+            **common_facts(self),
             "tile": self.tile,
-            "coordinates": self.coordinates.kind,
-            "image_mean": list(self.image_mean),
-            "image_std": list(self.image_std),
-            "template": self.template.name,
-            "default_system": self.template.system,
-            "objects": self.objects.name,
         }
 
 

@@ -10,54 +10,26 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import Cache
-from transformers.initialization import no_init_weights
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from trainer.models import common_model
 from trainer.models.causal import build_causal, causal_config
 from trainer.step import attention
 from trainer.step.attention import Segment
-from trainer.step.loss import Head, as_head
+from trainer.step.loss import Head
 
 
-def build_model(
-    model_class: Any,
-    config_class: Any,
-    config: Mapping[str, Any],
-    *,
-    dtype: torch.dtype,
-    attn_implementation: str | None,
-    init: bool,
-) -> Any:
-    """transformers' model with random weights (`init`) or with memory only. attn_implementation "segments" is the
-    language model's: tiles have one length, so the tower's are one batched call of sdpa."""
-    chosen: Any = attn_implementation
-    if attn_implementation == attention.NAME:
-        attention.register()
-        chosen = {"": "sdpa", "text_config": attention.NAME, "vision_config": "sdpa"}
-    parsed = config_class(**{key: value for key, value in config.items() if key != "architectures"})
-    if init:
-        model = model_class._from_config(parsed, dtype=dtype, attn_implementation=chosen)
-    else:
-        with no_init_weights():
-            model = model_class._from_config(parsed, dtype=dtype, attn_implementation=chosen)
-    model.tie_weights()  # no_init_weights and zero.Init leave it undone
-    if attn_implementation == attention.NAME:
-        as_head(model.lm_head)
-    return model
+def build_model(model_class: Any, config_class: Any, config: Mapping[str, Any], **made: Any) -> Any:
+    """As common_model's. "segments" is the language model's: tiles have one length, so the tower's are one batched call
+    of sdpa."""
+    parts = {"": "sdpa", "text_config": attention.NAME, "vision_config": "sdpa"}
+    return common_model.build_model(model_class, config_class, config, segments_as=parts, **made)
 
 
 def exact_buffers(model: nn.Module) -> None:
     """Compute the rotary frequencies again, in fp32, as transformers keeps them whatever the weights' dtype."""
-    rotary: Any = model.model.language_model.rotary_emb  # type: ignore[union-attr]
-    kind = rotary.rope_type
-    compute = rotary.compute_default_rope_parameters if kind == "default" else ROPE_INIT_FUNCTIONS[kind]
-    frequencies, rotary.attention_scaling = compute(rotary.config)
-    for name in ("inv_freq", "original_inv_freq"):
-        old = getattr(rotary, name)
-        setattr(rotary, name, nn.Buffer(frequencies.to(old.device, torch.float32), persistent=False))
+    common_model.exact_rotary(model.model.language_model.rotary_emb)  # type: ignore[union-attr]
 
 
 def tower(model: nn.Module, pixels: Tensor, plan: Any) -> Tensor:
