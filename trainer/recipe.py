@@ -100,6 +100,8 @@ class Source(Strict):
     """Annotation file, folder or glob; corpus://NAME is the built-in corpus."""
     media: str | None = result(None)
     """Folder that relative media paths start from; default: beside `path`."""
+    confined: bool = result(False)
+    """Rows that name media outside of that folder (absolute paths, ../, URLs) are bad rows: for data of strangers."""
     held_out: str | None = result(None)
     """Like `path`: what is never trained on, read by evaluation."""
     kind: Kind = result()

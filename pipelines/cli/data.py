@@ -28,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
     ingest.add_argument("--max-bad-fraction", type=float, default=0.0, help="share of rows that may be refused")
     ingest.add_argument("--verify-media", choices=("decode", "header"), default="decode")
     ingest.add_argument("--replace", action="store_true", help="replace shards of another input in --out")
+    ingest.add_argument("--confined", action="store_true", help="rows with media outside of the media folder are bad")
     ingest.add_argument("--engine", choices=("native", "ray"), default="native")
     check = what.add_parser("check", help="read every byte: digests and each sample's own rules; exit code 64 if wrong")
     stats = what.add_parser("stats", help="counts, sizes and lengths")
@@ -73,6 +74,7 @@ def _ingest(asked: argparse.Namespace) -> int:
     kind, rendering = next(iter(usually), ("instruction", "chat"))
     name = asked.name or _slug(out.rpartition("/")[2])
     stated = {"kind": asked.kind or kind, "rendering": asked.rendering or rendering, "media": asked.media}
+    stated |= {"confined": asked.confined}
     try:
         source = Source.model_validate({"format": asked.format, "path": asked.sources[0], **stated})
         prepare = Prepare.model_validate(

@@ -26,6 +26,7 @@ from typing import Any, Literal
 import fsspec
 
 from pipelines.prepare import swap
+from pipelines.prepare.confined import confined
 from pipelines.prepare.corpus.names import SCHEME, SMALL, SMALL_SCALE, is_there
 from pipelines.prepare.describe import draft_to_json, inspect
 from pipelines.prepare.embedded import member_bytes
@@ -284,6 +285,7 @@ def _rows(source: Source, name: str, files: list[tuple[str, str]], media: str | 
     common = common_folder([file for file, _ in files])
     for file, format in files:
         for row in reader(format, name)(file, media or folder_of(file), source):
+            row = confined(row, media or folder_of(file), file) if source.confined else row
             if isinstance(row, Draft):
                 row = replace(row, id=_own_id(row, file, common)) if len(files) > 1 else row
                 identity = hashlib.blake2b(row.id.encode(errors="surrogatepass"), digest_size=16).digest()

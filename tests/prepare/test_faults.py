@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import pytest
 
 from pipelines.prepare import pdf_pages
-from pipelines.prepare.formats.rows import Bad, Draft
+from pipelines.prepare.confined import confined
+from pipelines.prepare.formats.rows import Bad, Draft, MediaRef
 from pipelines.prepare.grounding.phrases import NONE
 from pipelines.prepare.ingest import Place, write_source
 from tests.prepare.builders import a_caption, a_picture, a_recipe, a_source, write_lines
@@ -263,3 +265,38 @@ def test_a_field_of_an_object_is_kept_or_the_row_is_refused(tmp_path: Path):
     assert (located["label"], located["role"], located["content"]) == ("cup", "button", "OK")
     lost = answered(tmp_path, color="red")
     assert isinstance(lost, Bad) and lost.reason == "unsupported" and "color" in lost.got
+
+
+def test_a_confined_source_takes_media_from_its_folder_alone(tmp_path: Path):
+    inside, outside = tmp_path / "in", tmp_path / "out"
+    for folder in (inside, outside, tmp_path / "inner"):
+        folder.mkdir()
+        (folder / "red.png").write_bytes(a_picture())
+    data = f"data:image/png;base64,{base64.b64encode(a_picture()).decode()}"
+    allowed = ["red.png", "./red.png", f"{inside}/red.png", f"file://{inside}/red.png", data]
+    refused = [
+        *(f"{outside}/red.png", "../out/red.png", f"{inside}/../out/red.png", "sub/../../out/red.png"),
+        *(f"file://{outside}/red.png", f"{tmp_path}/inner/red.png", "https://host/red.png", "s3://bucket/red.png"),
+        f"{outside}/red.png#bytes=0-9",
+    ]
+    rows = [a_caption(n, image=[uri]) for n, uri in enumerate([*allowed, *refused])]
+    path = write_lines(inside / "rows.jsonl", rows)
+    source = a_source("llava", path, confined=True)
+    prepare = a_recipe(source, "prepare.max_bad_fraction=0.9").prepare
+    found = write_source(prepare, source, place(tmp_path / "shards"), [str(path)], None, [])
+    assert found["kept"] == len(allowed) and found["bad"] == {"outside-media-folder": len(refused)}
+
+
+def test_what_is_inside_of_a_folder_is_told_by_its_address():
+    def is_kept(uri: str, root: str, file: str = "rows.jsonl") -> bool:
+        return isinstance(confined(Draft("x", "1", [], [MediaRef(uri, "image")]), root, file), Draft)
+
+    assert is_kept("s3://bucket/a/b.png", "s3://bucket/a") and is_kept("s3://b/a/b.tar#bytes=0-9", "s3://b/a/")
+    assert not is_kept("s3://bucket/ab.png", "s3://bucket/a") and not is_kept("/data/a.png", "s3://bucket/a")
+    assert not is_kept("https://host/a/%2e%2e/b.png", "https://host/a")
+    assert is_kept("/x/t.parquet#cell=0/0/image", "/in", "/x/t.parquet"), "the annotation file itself"
+    assert not is_kept("/y/t.parquet#cell=0/0/image", "/in", "/x/t.parquet")
+    assert is_kept("/x/book.pdf#page=2", "/in", "/x/book.pdf") and not is_kept(
+        "/y/book.pdf#page=2", "/in", "/x/book.pdf"
+    )
+    assert is_kept("../data/a.png", "../data") and is_kept("data/a.png", ".") and not is_kept("../a.png", ".")
