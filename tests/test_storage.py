@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.prepare import swap
 from tests.state.weed import BUCKET, program, s3_server
 from trainer import storage
 from trainer.errors import StorageError
@@ -153,3 +154,27 @@ def test_an_error_that_passes_is_retried_and_one_that_stays_becomes_a_storage_er
 )
 def test_a_uri_is_local_or_not(uri: str, want: str | None) -> None:
     assert storage.local_path(uri) == want
+
+
+def test_an_object_that_moves_replaces_what_has_the_name_and_is_gone_where_it_was(out: str) -> None:
+    for name, data in (("a", b"new"), ("b", b"old")):
+        storage.write_bytes(storage.join(out, "moved", name), data)
+    storage.move(storage.join(out, "moved", "a"), storage.join(out, "moved", "b"))
+    assert storage.list_dir(storage.join(out, "moved")) == ["b"]
+    assert storage.read_bytes(storage.join(out, "moved", "b")) == b"new"
+    with pytest.raises(FileNotFoundError):
+        storage.move(storage.join(out, "moved", "a"), storage.join(out, "moved", "b"))
+
+
+def test_new_files_take_the_place_of_a_folders_files_in_either_storage(out: str) -> None:
+    folder, last = storage.join(out, "swapped"), ("input.json", "source.json")
+    for name in ("00000.tar", "00001.tar", *last):
+        storage.write_bytes(storage.join(folder, name), b"old")
+    for name in ("00000.tar", *last):
+        storage.write_bytes(storage.join(swap.beside(folder), name), b"new")
+    assert storage.list_dir(folder) == ["00000.tar", "00001.tar", *last], "what is written beside is not listed"
+    swap.settle(folder, last=last)
+    assert {name: storage.read_bytes(storage.join(folder, name)) for name in storage.list_dir(folder)} == dict.fromkeys(
+        ("00000.tar", *last), b"new"
+    )
+    assert storage.list_dir(swap.beside(folder)) == []
