@@ -33,9 +33,7 @@ class Refused(OSError):
         self.code = code
 
 
-def complete(
-    url: str, body: Json, *, timeout_s: float = TIMEOUT_S, sleep: Callable[[float], None] = time.sleep
-) -> Json:
+def request(url: str, body: Json, *, timeout_s: float = TIMEOUT_S, sleep: Callable[[float], None] = time.sleep) -> Json:
     """The endpoint's answer to one request; `url` goes up to and with /v1.
 
     Raises:

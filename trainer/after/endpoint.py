@@ -17,8 +17,8 @@ from typing import Any
 
 from PIL import Image as Pil
 
+from trainer.after import completions
 from trainer.after.answers import Answer, Request, prompt_of, seed_of
-from trainer.after.completions import complete
 from trainer.after.prompts import paired
 from trainer.data import media as images
 from trainer.data import video
@@ -91,7 +91,7 @@ def call(
         "max_tokens": sampling.max_new_tokens,
         "seed": seed % 2**31,  # some servers take 32 bits
     }
-    return complete(sampling.endpoint, body, sleep=sleep)
+    return completions.request(sampling.endpoint, body, sleep=sleep)
 
 
 # ---------------------------------------------------------------- messages

@@ -1,7 +1,8 @@
 """Before stage1: a language model learns the corpus' language, briefly, on text alone.
 
 The papers start from a trained language model. Here it is trained from scratch for some hundreds of steps and stands in
-a folder in the layout of a released Qwen2.5 language model, so that what follows reads it as it would read a real one.
+a folder in the layout of the family's released language model (Qwen2, Qwen3, Llama, Mistral, Qwen), so that what
+follows reads it as it would read a real one.
 Documents follow each other with end-of-text between them, cut into rows of equal length; sources take turns so that
 each gives the same number of tokens.
 

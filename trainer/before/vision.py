@@ -135,7 +135,7 @@ def inputs_of(pairs: Sequence[Pair], family: Family, vocab_size: int) -> tuple[T
 
 
 def tower_state(model: nn.Module, family: Family) -> dict[str, Tensor]:
-    """The trained tower's tensors by their names in released files (visual.*), without the merger."""
+    """The trained tower's tensors by their names in released files, without the merger."""
     return {
         family.hub_name(name): parameter.detach().clone().contiguous()
         for name, parameter in model.named_parameters()

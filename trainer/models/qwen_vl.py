@@ -145,7 +145,7 @@ class QwenVL:
     # ---------------------------------------------------------------- media
 
     def image_grid(self, width: int, height: int, *, min_pixels: int, max_pixels: int) -> Grid:
-        """The square of the pixel budget, whatever the picture's own size; `min_pixels` is met by resizing up."""
+        """The largest square within `max_pixels`, whatever the picture's own size and `min_pixels`."""
         side = max(math.isqrt(max_pixels) // self.patch_size, 1)
         return Grid(1, side, side, side * self.patch_size, side * self.patch_size)
 

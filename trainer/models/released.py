@@ -1,4 +1,5 @@
-"""Names, tokens and files of the released Qwen2-VL and Qwen2.5-VL, which are the same but for the processor's class."""
+"""Names, tokens and files of the released Qwen2-VL and its successors: the same in Qwen2-VL and Qwen2.5-VL but for the
+processor's class; Qwen3-VL overrides what is its own."""
 
 from __future__ import annotations
 

@@ -21,8 +21,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipelines.prepare.curate.record import Asked, Given, Record
 from pipelines.prepare.engine import blocks
+from trainer.after import completions
 from trainer.after.answers import seed_of
-from trainer.after.completions import Refused, complete
+from trainer.after.completions import Refused
 from trainer.curation import Judge
 from trainer.data import media as images
 from trainer.data.sample import Image, Objects, Sample, Text, parts_of
@@ -170,7 +171,9 @@ class Asking:
         return unreadable
 
     def _call(self, messages: list, seed: int, formatted: bool) -> Given:
-        found = complete(self.judge.url, self._body(messages, seed, formatted), timeout_s=self.judge.timeout_s)
+        found = completions.request(
+            self.judge.url, self._body(messages, seed, formatted), timeout_s=self.judge.timeout_s
+        )
         choice = found["choices"][0]
         return Given(
             choice["message"]["content"] or "", "length" if choice.get("finish_reason") == "length" else "stop"

@@ -268,7 +268,7 @@ def test_too_many_requests_and_a_cut_connection_are_waited_out(
     waits: list[float] = []
     monkeypatch.setattr(completions.time, "sleep", waits.append)
     monkeypatch.setattr(
-        completions.complete, "__kwdefaults__", {**completions.complete.__kwdefaults__, "sleep": waits.append}
+        completions.request, "__kwdefaults__", {**completions.request.__kwdefaults__, "sleep": waits.append}
     )
     codes = [429, 0, 503, 200]
     server.script = lambda body, number: (codes[number], json.dumps(GOOD))
@@ -291,7 +291,7 @@ def test_slow_answers_run_side_by_side_within_the_bound(tmp_path: Path, server: 
 
 def test_an_endpoint_that_is_not_there_is_one_error(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(
-        completions.complete, "__kwdefaults__", {**completions.complete.__kwdefaults__, "sleep": lambda s: None}
+        completions.request, "__kwdefaults__", {**completions.request.__kwdefaults__, "sleep": lambda s: None}
     )
     some_documents(tmp_path, 1)
     server.http.shutdown()
@@ -311,7 +311,7 @@ def test_several_answers_are_several_requests_and_the_median_counts(tmp_path: Pa
 
 def test_an_interrupted_step_asks_only_what_is_missing(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(
-        completions.complete, "__kwdefaults__", {**completions.complete.__kwdefaults__, "sleep": lambda s: None}
+        completions.request, "__kwdefaults__", {**completions.request.__kwdefaults__, "sleep": lambda s: None}
     )
     monkeypatch.setattr(judge, "BLOCK", 2)
     some_documents(tmp_path, 6)
@@ -328,7 +328,7 @@ def test_a_call_that_failed_is_made_again_when_scores_are_needed_again(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(
-        completions.complete, "__kwdefaults__", {**completions.complete.__kwdefaults__, "sleep": lambda s: None}
+        completions.request, "__kwdefaults__", {**completions.request.__kwdefaults__, "sleep": lambda s: None}
     )
     some_documents(tmp_path, 4)
     server.script = lambda body, number: (400 if "number 1" in json.dumps(body) else 200, json.dumps(BAD))
