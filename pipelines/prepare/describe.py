@@ -114,7 +114,7 @@ def describe(data: bytes, ref: MediaRef, media_root: str = "", *, header_only: b
     origin = (
         "data:"
         if ref.uri.startswith("data:")
-        else ref.uri.removeprefix(media_root).lstrip("/")
+        else ref.uri.removeprefix(media_root.rstrip("/") + "/").lstrip("/")
         if media_root
         else ref.uri
     )
@@ -138,7 +138,7 @@ def missing_part(data: bytes) -> str | None:
     when its end is missing: the table lists more frames than there are, or the last one is cut short."""
     found = 0
     with av.open(io.BytesIO(data), "r") as container:
-        stream = container.streams.video[0]
+        stream = video.main_stream(container, None)
         for packet in container.demux(stream):
             if packet.is_corrupt:
                 return f"frame {found} is cut short"

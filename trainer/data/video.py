@@ -79,7 +79,7 @@ def video_header(data: bytes, *, where: object = None) -> VideoHeader:
     """Raises MediaError. Frames are counted by demuxing, without decoding: containers often state none or too many."""
     try:
         with av.open(io.BytesIO(data), "r") as container:
-            stream = _stream(container, where)
+            stream = main_stream(container, where)
             shown = sorted((p.pts, p.duration or 0) for p in container.demux(stream) if p.pts is not None and p.size)
             rate = stream.average_rate or stream.base_rate or Fraction(0)
             time_base = stream.time_base or Fraction(0)
@@ -157,7 +157,7 @@ class _Screen:
     long as the container says, at least for one frame of the average rate, and half a frame more for rounding."""
 
     def __init__(self, container: InputContainer, frame_s: float, keys: Sequence[float], where: object):
-        self.container, self.stream, self.frame_s, self.keys = container, _stream(container, where), frame_s, keys
+        self.container, self.stream, self.frame_s, self.keys = container, main_stream(container, where), frame_s, keys
         self.stream.thread_type = "SLICE"  # frame threads would decode ahead of what is kept
         self.frames = self._decoded()
         self.next = next(self.frames, None)
@@ -211,7 +211,7 @@ def _is_sparse(moments: Sequence[float]) -> bool:
 def _key_times(data: bytes, where: object) -> list[float]:
     """Seconds of the key frames since the first frame, without decoding."""
     with av.open(io.BytesIO(data), "r") as container:
-        stream = _stream(container, where)
+        stream = main_stream(container, where)
         packets = [(p.pts, p.is_keyframe) for p in container.demux(stream) if p.pts is not None and p.size]
         time_base = stream.time_base or Fraction(0)  # a stream may not be asked once its container is closed
     first = min(pts for pts, _ in packets) if packets else 0
@@ -229,7 +229,8 @@ _ROTATIONS = (media.TURNS[8], media.TURNS[3], media.TURNS[6])
 """By 90, 180, 270 degrees counter-clockwise: the direction of a display matrix."""
 
 
-def _stream(container: InputContainer, where: object) -> VideoStream:
+def main_stream(container: InputContainer, where: object) -> VideoStream:
+    """The first that is not a cover. Raises MediaError."""
     for stream in container.streams.video:
         if not stream.disposition & Disposition.attached_pic:  # the cover of a song
             return stream
