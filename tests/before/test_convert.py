@@ -253,7 +253,8 @@ def test_another_dtype_is_written_when_asked(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- parts
 
 
-LANGUAGE: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+LANGUAGE: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+LANGUAGE |= {"num_attention_heads": 4}
 TOWER: dict[str, Any] = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2}
 TOWER |= {"image_size": 28, "patch_size": 14}
 
