@@ -77,14 +77,15 @@ def test_the_figures_of_a_stage_are_those_of_its_recipe_plan_and_result(smoke: F
     stage = smoke.recipe.stages.named()[name]
     (found,) = [entry for entry in smoke.json("run.json")["stages"] if entry["name"] == name]
     plan = Plan.read(str(smoke.out / name / "plan"))
-    packs = plan.num_steps * stage.schedule.packs_per_step
+    packs = plan.num_packs  # one pass may end with a step of fewer packs than the others
     assert found["freeze"] == {group: ("frozen", "trained")[getattr(stage.train, group)] for group in GROUPS}
     assert (found["packing_length"], found["patch_budget"]) == (stage.packing.length, stage.packing.patch_budget)
     assert found["world_size"] == RANKS
     assert found["steps"] == plan.num_steps and found["plan_digest"] == plan.digest
     assert found["tokens"] == sum(plan.tokens(step) for step in range(plan.num_steps))
     assert found["tokens"] + found["padding_tokens"] == packs * stage.packing.length
-    assert found["fill"] == pytest.approx(found["tokens"] / (packs * stage.packing.length)) and found["fill"] > 0.9
+    assert found["fill"] == pytest.approx(found["tokens"] / (packs * stage.packing.length))
+    assert found["fill"] > (0.8 if name == "dpo" else 0.9)  # some forty pairs, each of them once, make few packs
     assert 0 < found["target_tokens"] < found["tokens"]
     assert math.isfinite(found["loss_first"]) and math.isfinite(found["loss_last"])
     assert found["frozen_unchanged"] is True and found["trained_changed"] is True
