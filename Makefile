@@ -69,8 +69,8 @@ else
 	$(BIN)/python -m pytest tests/integration
 endif
 
-test-extended: $(STAMP) ## benchmarks at their small size, and the recipe of every family
-	$(BIN)/python -m pytest -m extended tests/test_bench.py tests/integration/test_families.py
+test-extended: $(STAMP) ## every family on two and three ranks, its recipe, and the benchmarks at their small size
+	$(BIN)/python -m pytest -m 'extended and not long' tests/models tests/integration/test_families.py tests/test_bench.py
 
 verify: $(STAMP) ## two runs, and a killed and resumed one, give the same bits: make verify [RECIPE=tiny_smoke]
 	$(BIN)/python -m tests.verify --recipe $(if $(filter tiny,$(RECIPE)),tiny_smoke,$(RECIPE))

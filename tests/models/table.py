@@ -1,6 +1,6 @@
 """The table of what the rules measured: trainer/models/README.md between two marks, written by `make generated`.
 
-Figures come from tests/golden/families.json, which `pytest tests/models --write-measured` stores.
+Figures come from tests/golden/families.json, which `pytest tests/models -m 'not long' --write-measured` stores.
 """
 
 from __future__ import annotations

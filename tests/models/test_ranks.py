@@ -16,6 +16,7 @@ from tests.models import builders
 from tests.models.builders import Built
 from tests.models.ranks import PACKS, POOL, STEPS, Pool, a_stage, write_pool
 
+pytestmark = pytest.mark.extended
 MIXES = 30
 LONG = {"qwen2_5_vl": 1000}
 Note = Callable[..., None]
