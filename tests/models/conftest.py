@@ -1,7 +1,7 @@
 """Each family built once a session; what the rules measured is told at the end, and stored when asked.
 
-pytest tests/models -m 'not long' --write-measured   writes tests/golden/families.json, from which `make generated` makes
-the table
+pytest tests/models -m 'not long' --write-measured   writes tests/golden/families.json, from which `make generated`
+makes the table
 """
 
 from __future__ import annotations
