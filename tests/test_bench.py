@@ -19,16 +19,12 @@ pytestmark = pytest.mark.extended
 
 @pytest.fixture(scope="module")
 def results() -> dict[str, dict[str, Any]]:
-    """All of them in one process, the imports are most of the time: name -> the last line of its output, read."""
+    """All of them in one process, the imports are most of the time: name -> the line of JSON that ends its output."""
     command = [sys.executable, "-m", "tests.bench", "--quick"]
     done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT, env=_environment())
     assert done.returncode == 0, done.stderr
-    blocks: dict[str, str] = {}
-    name = ""
-    for line in done.stdout.splitlines():
-        name = line.removesuffix(" (quick)") if line.endswith(" (quick)") else name
-        blocks[name] = line
-    return {name: json.loads(line) for name, line in blocks.items()}
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"name": ')]  # others log, too
+    return {result["name"]: result for result in found}
 
 
 def _environment() -> dict[str, str]:
