@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.prepare.curate import judge, statistics
+from pipelines.prepare.curate.asking import Counts, judge_facts
 from pipelines.prepare.curate.columns import Work
 from pipelines.prepare.curate.record import Record
 from pipelines.prepare.engine import reader_of
@@ -40,7 +41,8 @@ def columns(
         key, rows, counts = digest({"scorer": "statistics", "version": VERSION}), _statistics(work, source), None
     else:
         key = digest({"scorer": judge_facts(asked.judge), "version": VERSION, "seed": seed})
-        asking = judge.Asking(asked.judge, Record(storage.join(out, "data", "answers", "judge", name)), seed=seed)
+        record = Record(storage.join(out, "data", "answers", "judge", name))
+        asking = judge.Scoring(asked.judge, record, seed=seed, field=f"prepare.sources.{name}.curate.score.judge")
         rows, counts = _judged(source, asking, asked.judge, name), asking.counts
     tables = [_column(work, source, shard, key=key, rows=rows, counts=counts, told=name)
               for shard in range(source.num_shards)]  # fmt: skip
@@ -54,7 +56,7 @@ def columns(
 
 
 def _column(
-    work: Work, source: Source, shard: int, *, key: str, rows: Any, counts: judge.Counts | None, told: str
+    work: Work, source: Source, shard: int, *, key: str, rows: Any, counts: Counts | None, told: str
 ) -> pa.Table:
     """A shard's scores. Calls that failed are made again when scores are needed again: with a hole nothing is
     stored, and the record gives what was answered."""
@@ -69,11 +71,6 @@ def _undecodable(source: Source, found: dict[str, np.ndarray]) -> int:
     """Samples with images whose scores do not count them."""
     images = [source.index(shard)["num_images"].to_numpy() for shard in range(source.num_shards)]
     return int((np.isnan(found["information_balance"]) & (np.concatenate([np.zeros(0), *images]) > 0)).sum())
-
-
-def judge_facts(asked: Judge) -> dict[str, Any]:
-    """What scores depend on: not where the model is or how fast it is asked."""
-    return asked.model_dump(mode="json", exclude={"url", "concurrency", "timeout_s", "max_failed"})
 
 
 def _statistics(work: Work, source: Source) -> Any:
@@ -91,7 +88,7 @@ def _statistics_row(asked: str) -> tuple[str, list[bytes]]:
     return json.dumps(statistics.scores(sample, reader.media(place["shard"], place["row"]))), []
 
 
-def _judged(source: Source, asking: judge.Asking, asked: Judge, name: str) -> Any:
+def _judged(source: Source, asking: judge.Scoring, asked: Judge, name: str) -> Any:
     reader = ShardReader(source)
 
     def rows(texts: list[str], shard: int, block: list[int]) -> Scored:

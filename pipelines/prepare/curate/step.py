@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.prepare.curate import near, scores
+from pipelines.prepare.curate.asking import judge_facts
 from pipelines.prepare.curate.columns import Work
 from pipelines.prepare.curate.filters import Verdict, clean_verdicts, score_verdicts
 from pipelines.prepare.curate.signals import VERSION as SIGNALS_VERSION
@@ -111,7 +112,7 @@ def _key(run: Curation, name: str, asked: Curate, source: Source) -> str:
     judge = asked.score.judge if asked.score else None
     content = asked.model_dump(mode="json")
     if judge is not None:  # how it is asked, not what: another address or speed gives the same answers
-        content["score"]["judge"] = scores.judge_facts(judge)
+        content["score"]["judge"] = judge_facts(judge)
     return digest({"versions": versions, "curate": content, "source": source.digest, "files": files, "others": others})
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.prepare.curate import judge, scores, statistics
+from pipelines.prepare.curate import asking, judge, scores, statistics
 from pipelines.prepare.curate.columns import Work
 from pipelines.prepare.curate.step import curate
 from tests.prepare.curate.builders import a_document, a_photo, a_recipe, as_file, prose, write_source
@@ -257,7 +257,7 @@ def test_a_judge_that_never_gives_the_form_fails_the_step_and_what_it_said_is_re
     with pytest.raises(DataError, match="without a valid answer") as error:
         curate(judged(server), str(tmp_path))
     assert error.value.code == 64 and "max_failed" in str(error.value)
-    assert len(server.asked()) == 2 * judge.NUM_FORMS
+    assert len(server.asked()) == 2 * asking.NUM_FORMS
     found = curate(judged(server, allowed=1), str(tmp_path))["web"]
     assert found["kept"] == 2 and found["judge"]["failed"] == 2 and found["judge"]["asked"] == 0
 
@@ -313,7 +313,7 @@ def test_an_interrupted_step_asks_only_what_is_missing(tmp_path: Path, server: S
     monkeypatch.setattr(
         completions.request, "__kwdefaults__", {**completions.request.__kwdefaults__, "sleep": lambda s: None}
     )
-    monkeypatch.setattr(judge, "BLOCK", 2)
+    monkeypatch.setattr(asking, "BLOCK", 2)
     some_documents(tmp_path, 6)
     server.script = lambda body, number: (200 if number < 4 else 400, json.dumps(GOOD))
     with pytest.raises(DataError, match="without a valid answer"):
