@@ -194,7 +194,7 @@ def _training(recipe: Recipe, stage: str, cluster: Cluster, run: Run) -> Task:
 
 
 def _recipe_digest(recipe: Recipe) -> str:
-    return digest(fields(recipe, "result"))
+    return digest(fields(recipe, "result", unsaid=False))
 
 
 def _parent_digest(recipe: Recipe, stage: str, out: str) -> str:

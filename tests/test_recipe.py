@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from trainer.curation import Clean
 from trainer.errors import RecipeError, UsageError
+from trainer.fields import Strict, identity, result
 from trainer.recipe import GROUPS, STAGES, Recipe
 from trainer.resolve import (
     changes,
+    digest,
     fields,
     from_resolved,
     json_schema,
@@ -23,6 +26,7 @@ from trainer.resolve import (
     stage_fields,
 )
 
+OF_BEFORE = ("stages.sft.balance=null", "stages.sft.sampling.checks=null")
 FULL = ("qwen2_5_vl_3b", "qwen2_5_vl_7b", "qwen2_5_vl_72b")
 
 
@@ -203,6 +207,66 @@ def test_a_changed_field_is_named_and_a_field_that_the_stored_stage_lacks_is_not
     stored = stage_fields(recipe, recipe.stages.named()["sft"])
     asked = {**stored, "optim.lr": 1.0, "new.field": 1}
     assert [(c.field, c.asked) for c in changes(stored, asked)] == [("optim.lr", 1.0)]
+
+
+class Old(Strict):
+    steps: int = result(ge=1)
+
+
+class New(Old):
+    """The same section after two fields were added to it."""
+
+    checks: Clean | None = result(None, later=True)
+    extra: dict[str, list[Clean]] = result(default_factory=dict)
+    share: float = result(0.5, later=True)
+
+
+class Careless(Old):
+    share: float = result(0.5)
+
+
+def test_a_field_added_later_changes_no_digest_while_it_has_its_default():
+    old, new = identity(Old(steps=3)), identity(New(steps=3))
+    assert new == {**old, "extra": {}} and digest(identity(Careless(steps=3))) != digest(old), "negative control"
+    assert identity(New(steps=3, share=0.25))["share"] == 0.25
+    inside = New(steps=3, extra={"a": [Clean(min_words=4)]})
+    assert identity(inside)["extra"]["a"][0]["min_words"] == 4
+    assert fields(New(steps=3), "result", unsaid=False).keys() == {"steps", "extra"}
+    assert fields(New(steps=3), "result").keys() == {"steps", "extra", "share", "checks"}
+
+
+# What the code before these fields computed; a field that is added without `later` shows here.
+STAGE_DIGESTS = {
+    "tiny": "0184cf989bbc00bca9634966fce0ca6b6a24d92633e12bc3597e59040027fc3f",
+    "qwen2_5_vl_7b": "b69e5f090d28be6918ffe4039fe60f3db2d654491462eb7cbb37f263244fc115",
+}
+
+
+@pytest.mark.parametrize("name", STAGE_DIGESTS)
+def test_stages_that_were_begun_before_balance_and_checks_were_added_go_on(name: str):
+    recipe = load_recipe(name, OF_BEFORE)
+    stage = recipe.stages.named()["sft"]
+    assert stage_digest(recipe, stage, parent_model="a", data="b") == STAGE_DIGESTS[name]
+    content = resolved(recipe)
+    for path in (["balance"], ["sampling", "checks"]):
+        *above, last = path
+        at = content["stages"]["sft"]
+        for key in above:
+            at = at[key]
+        assert at.pop(last) is None
+    assert from_resolved(content, where="recipe.json") == recipe, "stored before the fields were there"
+    said = load_recipe(name, [*OF_BEFORE, "stages.sft.balance={text: 0.5}"])
+    assert stage_digest(said, said.stages.named()["sft"], parent_model="a", data="b") != STAGE_DIGESTS[name]
+
+
+def test_a_section_that_is_switched_on_or_off_is_a_change():
+    before, asked = (load_recipe("tiny", more) for more in (OF_BEFORE, [*OF_BEFORE, "stages.sft.balance={text: 0.5}"]))
+    off, on = (stage_fields(one, one.stages.named()["sft"]) for one in (before, asked))
+    assert [(c.field, c.asked) for c in changes(off, on)] == [("balance.text", 0.5), ("balance.tolerance", 0.05)]
+    assert next((c.field, c.stored, c.asked) for c in changes(on, off)) == ("balance.text", 0.5, None)
+    without = {key: value for key, value in off.items() if not key.startswith("sampling.")} | {"sampling": None}
+    assert "sampling.requests" in {c.field for c in changes(without, off)}
+    assert changes(off, off) == changes(on, on) == []
 
 
 def test_the_json_schema_accepts_shipped_recipes_and_refuses_an_unknown_key():

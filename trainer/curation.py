@@ -6,6 +6,7 @@ counts it, and its value is the threshold; a filter that is not stated is not ap
       score: {scorer: statistics, min: {text_quality: 0.3}}
       decontaminate: {against: [instructions], text: 0.8, image: 56}
       dedup: {exact: true, text: 0.8, image: 56}
+      instructions: {classify: rules, limits: {max_repetition: 0.3}, of_domain: {Coding: {max_repetition: 0.6}}}
 
 Filters are applied in this order; a sample is counted under the first that drops it. What they compare with is computed
 once and stored, so another threshold computes nothing again. `C` is the share 0..1 of a document's characters, `W` of
@@ -15,12 +16,14 @@ its words, `L` of its lines. Sources of the published values: Gopher (Rae et al.
 
 from __future__ import annotations
 
+import difflib
 import graphlib
 from collections.abc import Collection, Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from trainer import domains
 from trainer.fields import Strict, execution, result
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -166,6 +169,80 @@ class Score(Strict):
         return self
 
 
+Quality = Literal["complexity", "relevance", "correctness", "completeness", "clarity", "use_of_visual_information"]
+
+
+class Limits(Strict):
+    """Thresholds on conversations. What is counted is counted in the answers of a sample."""
+
+    max_repetition: Share | None = result(None)
+    """C of the worst answer that say again what it said: n-grams of five words, or a run of the same words."""
+    max_incomplete: int | None = result(None, ge=0)
+    """Answers that break off: in a sentence, in a block of code, after a comma or a conjunction."""
+    max_malformed: int | None = result(None, ge=0)
+    """Faults of form: marks of chat templates, broken JSON, tables of unequal rows, LaTeX or tags without their end,
+    wrongly decoded characters."""
+    max_harmful_words: int | None = result(None, ge=0)
+    """Phrases of the list `harmful_words`."""
+    min: dict[Quality, Share] = result(default_factory=dict)
+    """Thresholds on the judge's scores. Samples that a criterion does not apply to (no image) are kept by it."""
+    max: dict[Quality, Share] = result(default_factory=dict)
+
+
+class Instructions(Strict):
+    """Conversations for supervised fine-tuning, after the two stages of the Qwen2.5-VL report: a domain and sub-domain
+    of each sample (trainer/domains.yaml), then rules and a judge's scores with thresholds of each domain."""
+
+    classify: Literal["rules", "judge"] = result("rules")
+    """rules: words of trainer/domains.yaml, a baseline that needs no model."""
+    judge: Judge | None = result(None)
+    """Scores the six qualities, and tells domains where classify says so."""
+    limits: Limits = result(default_factory=Limits)
+    of_domain: dict[str, Limits] = result(default_factory=dict)
+    """By domain or sub-domain, what takes the place of `limits` there, field by field; a sub-domain's comes last."""
+    harmful_words: str | None = result(None)
+    """A file: one word or phrase a line, # begins a comment. Default: the short list shipped."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Instructions:
+        asked = any(one.min or one.max for one in (self.limits, *self.of_domain.values()))
+        if self.judge is None and (asked or self.classify == "judge"):
+            raise ValueError("judge: needed for classify: judge and for thresholds in min and max")
+        known = domains.names()
+        for name in self.of_domain:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+                raise ValueError(f"of_domain.{name}: no such domain or sub-domain; {hint}")
+        return self
+
+
+class Checks(Strict):
+    """Filters of answers with reasoning that a model sampled (report: code-switching, excessive length, repetition;
+    steps that neglect the picture). What is not stated is not checked."""
+
+    max_words: int | None = result(None, ge=1)
+    """Where words are not separated a character is a word."""
+    max_repetition: Share | None = result(None)
+    """Share of the answer's characters that say again what it said."""
+    max_code_switching: Share | None = result(None)
+    """Share of the answer's letters in scripts that neither the question nor the known answer uses."""
+    min_steps_with_image: Share | None = result(None)
+    """Share of the steps before the final answer that use what the picture shows. Answers without steps, and to
+    questions without a picture, are kept."""
+    steps: Literal["rules", "judge"] = result("rules")
+    """rules: words for places, looks and parts of pictures, and what the sample says is in it: a baseline."""
+    judge: Judge | None = result(None)
+
+    @model_validator(mode="after")
+    def _judge_stated(self) -> Checks:
+        if (self.judge is not None) != (self.steps == "judge"):
+            raise ValueError("steps: judge needs the section judge, and rules does not have it")
+        if self.judge is not None and self.min_steps_with_image is None:
+            raise ValueError("min_steps_with_image: state what the judge is asked for")
+        return self
+
+
 class Near(Strict):
     """What counts as the same."""
 
@@ -192,6 +269,8 @@ class Curate(Strict):
     score: Score | None = result(None)
     decontaminate: Near | None = result(None)
     dedup: Near | None = result(None)
+    instructions: Instructions | None = result(None, later=True)
+    """Applied after clean and score, before what is compared with other samples."""
 
     @model_validator(mode="after")
     def _compared(self) -> Curate:

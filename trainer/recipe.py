@@ -13,10 +13,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
-from trainer import curation, grounding
-from trainer.curation import Curate
+from trainer import curation, grounding, reasoning
+from trainer.curation import Checks, Curate
 from trainer.fields import Strict, execution, note, result
 from trainer.grounding import Grounding
+from trainer.reasoning import Reasoning
 
 STAGES = ("stage1", "stage2", "stage3", "sft", "dpo")
 GROUPS = ("vision", "merger", "llm")
@@ -112,6 +113,8 @@ class Source(Strict):
     """Cleaning, scoring, deduplication and decontamination of the training part (trainer/curation.py)."""
     grounding: Grounding | None = result(None)
     """With the format grounding: what is made from the samples of another source (trainer/grounding.py)."""
+    reasoning: Reasoning | None = result(None, later=True)
+    """With the format reasoning: what a judge writes for the steps of another source (trainer/reasoning.py)."""
 
 
 class Prepare(Strict):
@@ -190,6 +193,8 @@ class Sampling(Strict):
     endpoint: str | None = result(None)
     """OpenAI-compatible URL; default: this run's newest model."""
     endpoint_model: str | None = result(None)
+    checks: Checks | None = result(None, later=True)
+    """What an answer must be besides correct, and in a pair the chosen one (trainer/curation.py)."""
 
 
 # ---------------------------------------------------------------- stage
@@ -275,6 +280,15 @@ class Dpo(Strict):
     """Weight of the chosen answers' mean token loss, added to the preference loss."""
 
 
+class Balance(Strict):
+    """Report, section 2.3.1: the SFT entries are half text, half multimodal. Checked on the plan, in uses of samples:
+    weights in `data` are what changes it, nothing is dropped or repeated for it."""
+
+    text: float = result(ge=0, le=1)
+    """Share of the samples that have no image and no video."""
+    tolerance: float = result(0.05, ge=0, le=1)
+
+
 class Stage(Strict):
     train: Train = result()
     packing: Packing = result()
@@ -284,6 +298,8 @@ class Stage(Strict):
     ] = result(min_length=1)
     """Source name -> how often one pass uses each of its samples (0.5: half of them, 2: twice, other variants); null
     takes out one that the recipe below `extends` has."""
+    balance: Balance | None = result(None, later=True)
+    """Text against multimodal samples, asserted; without it they are counted only."""
     pixels: Pixels = result(default_factory=Pixels)
     optim: Optim = result()
     schedule: Schedule = result()
@@ -397,9 +413,9 @@ class Recipe(Strict):
         problems += curation.problems_of(
             {name: source.curate for name, source in sources.items()},
             {name: source.held_out is not None for name, source in sources.items()},
-            [name for name, source in sources.items() if source.grounding is not None],
+            [name for name, source in sources.items() if grounding.is_made(source)],
         )
-        problems += grounding.problems_of(sources)
+        problems += grounding.problems_of(sources) + reasoning.problems_of(sources)
         if problems:
             raise ValueError("\n".join(problems))
         return self

@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from types import UnionType
 from typing import Any, get_args, get_origin
 
 import yaml
@@ -21,6 +22,7 @@ from pydantic.fields import FieldInfo
 
 from trainer import storage
 from trainer.errors import RecipeError, UsageError
+from trainer.fields import identity, is_unsaid
 from trainer.recipe import Recipe, Stage
 
 Json = dict[str, Any]
@@ -272,9 +274,9 @@ def digest(value: Any) -> str:
 
 
 def resolved(recipe: Recipe) -> Json:
-    """The recipe with every default filled in, as plain JSON; `sha256` covers all the rest."""
-    content = recipe.model_dump(mode="json")
-    return {**content, "sha256": digest(content)}
+    """The recipe with every default filled in, as plain JSON; `sha256` covers all the rest, less fields that were added
+    later and have their default, so that what was stored before them reads back."""
+    return {**recipe.model_dump(mode="json"), "sha256": digest(identity(recipe))}
 
 
 def from_resolved(content: Mapping[str, Any], *, where: str) -> Recipe:
@@ -294,14 +296,17 @@ def _check_sha256(recipe: Recipe, stored: str, *, where: str) -> None:
         )
 
 
-def fields(model: BaseModel, role: str, prefix: str = "") -> dict[str, Any]:
-    """Leaf fields of one role as {path: JSON value}; a section's role is that of each of its leaves."""
+def fields(model: BaseModel, role: str, prefix: str = "", *, unsaid: bool = True) -> dict[str, Any]:
+    """Leaf fields of one role as {path: JSON value}; a section's role is that of each of its leaves. `unsaid`: also
+    those that were added to recipes later and have their default, which digests leave out."""
     found: dict[str, Any] = {}
-    dumped = model.model_dump(mode="json")
+    dumped = model.model_dump(mode="json") if unsaid else identity(model)
     for name, info in type(model).model_fields.items():
         value = getattr(model, name)
+        if name not in dumped:
+            continue
         if isinstance(value, BaseModel):
-            found |= fields(value, role, f"{prefix}{name}.")
+            found |= fields(value, role, f"{prefix}{name}.", unsaid=unsaid)
         elif _role(info) == role:
             found[f"{prefix}{name}"] = dumped[name]
     return found
@@ -318,7 +323,7 @@ def stage_fields(recipe: Recipe, stage: Stage) -> dict[str, Any]:
     """What a stage's outcome depends on, besides its parent's weights and its data: its own result fields and the
     model settings that the trainer itself applies."""
     return {
-        **fields(stage, "result"),
+        **fields(stage, "result", unsaid=False),
         "family": recipe.family,
         "seed": recipe.seed,
         "model.tokens_per_second": recipe.model.tokens_per_second,
@@ -341,13 +346,50 @@ class Change:
 
 
 def changes(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[Change]:
-    """Result fields that differ. A field that the stored stage lacks was added to the recipe later: its default keeps
-    the behaviour of before, so it is no change."""
-    return [
-        Change(key, stored[key], asked[key])
-        for key in sorted(stored.keys() & asked.keys())
-        if stored[key] != asked[key]
-    ]
+    """Result fields that differ. A field that one of them lacks has its default there where it was added to recipes
+    later; one below a section that the other has as null was switched on or off; any other is of other code, and its
+    default keeps the behaviour of before, so it is no change."""
+    stored, asked = _said(stored), _said(asked)
+    found = []
+    for key in sorted(stored.keys() | asked.keys()):
+        if key in stored and key in asked:
+            differs = stored[key] != asked[key]
+        else:
+            other = asked if key in stored else stored
+            differs = any(section in other for section in _sections(key))
+        if differs:
+            found.append(Change(key, stored.get(key), asked.get(key)))
+    return found
+
+
+def _said(stage: Mapping[str, Any]) -> Json:
+    """Fields that were added later and are not there, with their defaults."""
+    below = {section for key in stage for section in _sections(key)}
+    return {key: value for key, value in _later(Stage).items() if key not in below} | dict(stage)
+
+
+def _sections(path: str) -> list[str]:
+    """a.b.c -> a, a.b"""
+    return [path[:at] for at, character in enumerate(path) if character == "."]
+
+
+def _later(model: type[BaseModel], prefix: str = "") -> Json:
+    """{path: JSON of the default} of the fields that were added later, in sections of sections too."""
+    found: Json = {}
+    for name, info in model.model_fields.items():
+        inner = _section_of(info.annotation)
+        if not info.is_required() and is_unsaid(info, default := info.get_default(call_default_factory=True)):
+            whole = isinstance(default, BaseModel)
+            found |= fields(default, "result", f"{prefix}{name}.") if whole else {f"{prefix}{name}": default}
+        elif inner is not None:
+            found |= _later(inner, f"{prefix}{name}.")
+    return found
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    """The model of a field that is a section, or may be null; lists and mappings of sections are leaves."""
+    inner = [annotation, *(get_args(annotation) if isinstance(annotation, UnionType) else ())]
+    return next((one for one in inner if isinstance(one, type) and issubclass(one, BaseModel)), None)
 
 
 def json_schema() -> Json:

@@ -22,6 +22,7 @@ from trainer.data.plan import Order, Plan, make_plan
 from trainer.data.shards import Source
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import PlanError, StageMismatch, UsageError
+from trainer.fields import identity
 from trainer.models.cautions import stage_cautions
 from trainer.models.config import family_of, tokenizer_uri
 from trainer.recipe import SAMPLED, Recipe, Stage
@@ -94,8 +95,8 @@ def _facts(recipe: Recipe, stage: str, split: str, folders: dict[str, str], out:
         "data_digest": digest(data),
         "weights": {name: config.data[name] if split == "train" else 1.0 for name in folders},
         "renderings": {name: "chat" if name == SAMPLED else recipe.prepare.sources[name].rendering for name in folders},
-        "pixels": config.pixels.model_dump(mode="json"),
-        "packing": config.packing.model_dump(mode="json"),
+        "pixels": identity(config.pixels),
+        "packing": identity(config.packing),
         "schedule": {"steps": config.schedule.steps, "tokens": config.schedule.tokens} if split == "train" else {},
         "max_packs": config.held_out_packs if split == "held_out" else None,
         "variants": recipe.prepare.variants,

@@ -20,10 +20,14 @@ from trainer.data.layout import Drop, Rules, rules_of
 from trainer.data.shards import ShardReader, Source
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import QwenVLError, UsageError
+from trainer.fields import identity
 from trainer.models import config as configs
 from trainer.progress import Progress
 from trainer.recipe import Recipe, Sampling
 from trainer.resolve import digest
+
+OF_SELECTION = ("keep", "requests", "tasks", "checks")
+"""Settings that answers do not depend on."""
 
 
 @dataclass
@@ -90,10 +94,10 @@ def _told(counts: dict[str, int]) -> str:
 def _settings(recipe: Recipe, stage: str, out: str, sampling: Sampling) -> dict[str, object]:
     """What else the answers depend on."""
     return {
-        "sampling": sampling.model_dump(mode="json", exclude={"keep", "requests", "tasks"}),
+        "sampling": {name: value for name, value in identity(sampling).items() if name not in OF_SELECTION},
         "seed": recipe.seed,
-        "pixels": recipe.stages.named()[stage].pixels.model_dump(mode="json"),
-        "packing": recipe.stages.named()[stage].packing.model_dump(mode="json"),
+        "pixels": identity(recipe.stages.named()[stage].pixels),
+        "packing": identity(recipe.stages.named()[stage].packing),
         "tokenizer": Tokenizer.load(configs.tokenizer_uri(recipe, out)).digest,
         "tokens_per_second": recipe.model.tokens_per_second,
     }

@@ -24,6 +24,7 @@ from trainer.data.order import id_hash, mix
 from trainer.data.pieces import Piece
 from trainer.data.sample import Media, Message, Sample, parts_of
 from trainer.data.tokenizer import Behind, Tokenizer
+from trainer.fields import identity
 from trainer.models.family import AspectError, Family, Grid
 from trainer.recipe import Pixels, Recipe, Rendering, Stage
 
@@ -110,7 +111,7 @@ class Rules:
             "family": self.family.layout_facts(),
             "tokenizer": self.tokenizer.digest,
             "rendering": self.rendering,
-            "pixels": self.pixels.model_dump(mode="json"),
+            "pixels": identity(self.pixels),
             "length": self.length,
             "patch_budget": self.patch_budget,
             "over_long": self.over_long,
