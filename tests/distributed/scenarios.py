@@ -22,7 +22,7 @@ from tests.distributed.runs import Run
 from tests.step.builders import a_batch, a_family, a_sequence
 from trainer.errors import CountMismatch, FreezeError, NumericsError
 from trainer.models import freeze
-from trainer.models import qwen2_5_vl_model as parts
+from trainer.models.qwen2_5_vl_model import PARTS as parts
 from trainer.recipe import Compute, Stage
 from trainer.state import resume
 from trainer.state.snapshot import Snapshots

@@ -15,7 +15,7 @@ from tests.distributed.ranks import launch
 from tests.distributed.scenarios import a_stage, denominator, step_batches
 from tests.step.builders import a_batch, a_config, a_family, a_sequence
 from trainer.models import hub
-from trainer.models import qwen2_5_vl_model as parts
+from trainer.models.qwen2_5_vl_model import PARTS as parts
 from trainer.step.packed import PackedModel, place
 
 WORLDS = ("1", "2")

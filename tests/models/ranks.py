@@ -6,6 +6,7 @@ scenario -> what each rank found.
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 import time
@@ -14,7 +15,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -128,7 +128,9 @@ def recorded(run: Run) -> Iterator[list[str]]:
         return call
 
     names = ("embed_tokens", "run_vision", "run_language")
-    run.model.parts = SimpleNamespace(**vars(parts) | {name: told(name) for name in names})  # type: ignore[assignment]
+    run.model.parts = copy.copy(parts)
+    for name in names:
+        setattr(run.model.parts, name, told(name))
     for name, module in run.model.model.named_modules():
         if any(True for _ in module.parameters(recurse=False)):
             hooks.append(module.register_forward_pre_hook(lambda *_, name=name: calls.append(f"module {name}")))

@@ -22,9 +22,9 @@ from trainer.data.sample import Box, Object, Objects
 from trainer.data.sample import Image as Picture
 from trainer.errors import ModelError, RecipeError
 from trainer.models import hub
-from trainer.models import qwen2_vl_model as parts
 from trainer.models.family import load_family
 from trainer.models.qwen2_vl import Qwen2VL
+from trainer.models.qwen2_vl_model import PARTS as parts
 from trainer.models.released import CHAT_TEMPLATE
 
 FAMILY = Qwen2VL.from_config(config())

@@ -27,9 +27,9 @@ from trainer.data.layout import Drop, Fit, fit_sample, layout
 from trainer.data.pieces import Shown
 from trainer.data.sample import Box, Image, Object, Objects, Video
 from trainer.errors import ModelError, RecipeError
-from trainer.models import qwen_vl_model as parts
 from trainer.models.family import load_family
 from trainer.models.qwen_vl import POS_EMBED, QwenVL
+from trainer.models.qwen_vl_model import PARTS as parts
 from trainer.models.qwen_vl_port_model import ntk_alpha
 from trainer.models.qwen_vl_vision_model import Resampler, VisionTransformer, VisualAttentionBlock, plan_of, sin_cos_2d
 from trainer.step.attention import segments_of

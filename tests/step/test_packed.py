@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.step.builders import a_batch, a_config, a_family, a_sequence
-from trainer.models import qwen2_5_vl_model as parts
+from trainer.models.qwen2_5_vl_model import PARTS as parts
 from trainer.step.packed import PackedModel, place
 
 SAMPLES = [

@@ -6,10 +6,10 @@ packed for speed; a pack gives exactly what its samples give alone (tests/step).
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -52,7 +52,8 @@ def _blind(parts: Parts) -> Parts:
     def run_vision(*args: Any) -> tuple[torch.Tensor, ...]:
         return tuple(torch.zeros_like(output) for output in parts.run_vision(*args))
 
-    blind: Any = SimpleNamespace(**{**vars(parts), "run_vision": run_vision})
+    blind: Any = copy.copy(parts)
+    blind.run_vision = run_vision
     return blind
 
 

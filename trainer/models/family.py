@@ -213,7 +213,7 @@ class Family(Protocol):
 
 
 class Parts(Protocol):
-    """What the module X_model.py beside a family's file X.py has.
+    """What PARTS of the module X_model.py beside a family's file X.py has (common_model.py).
 
     Shapes: L tokens, P patches, M media, G grid columns, N visual tokens, C hidden width, D vision width, B rows.
     `plan` is whatever plan_vision returns: what host and device would otherwise wait for each other to derive.
@@ -337,7 +337,18 @@ def class_of(name: str) -> type[Family]:
 
 def parts_of(family: Family) -> Parts:
     """The family's torch side."""
-    return importlib.import_module(f"{type(family).__module__}_model")  # type: ignore[return-value]
+    return importlib.import_module(f"{type(family).__module__}_model").PARTS
+
+
+class Buildable:
+    """The same in every family."""
+
+    export_config: Callable[[], dict[str, Any]]
+
+    def build(self, *, dtype: Any, attn_implementation: str | None = None, init: bool = True) -> Any:
+        """The torch model in `dtype` with random weights (`init`), or with memory only."""
+        parts = parts_of(self)  # type: ignore[arg-type]
+        return parts.build(self.export_config(), dtype=dtype, attn_implementation=attn_implementation, init=init)
 
 
 def import_classes_of(model_type: str) -> None:

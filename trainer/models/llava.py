@@ -64,9 +64,3 @@ class Llava(Tiles):
             "the released processor crops the middle of a picture (do_pad is not set); training pads it to a square "
             "with the mean colour, and the exported processor does so too (do_pad true)"
         ]
-
-    def build(self, *, dtype: Any, attn_implementation: str | None = None, init: bool = True) -> Any:
-        """The torch model in `dtype` with random weights (`init`), or with memory only."""
-        from trainer.models.llava_model import build
-
-        return build(self.export_config(), dtype=dtype, attn_implementation=attn_implementation, init=init)

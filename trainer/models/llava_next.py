@@ -100,12 +100,6 @@ class LlavaNext(Tiles):
     def layout_facts(self) -> dict[str, Any]:
         return {**super().layout_facts(), "pinpoints": self.config["image_grid_pinpoints"]}
 
-    def build(self, *, dtype: Any, attn_implementation: str | None = None, init: bool = True) -> Any:
-        """The torch model in `dtype` with random weights (`init`), or with memory only."""
-        from trainer.models.llava_next_model import build
-
-        return build(self.export_config(), dtype=dtype, attn_implementation=attn_implementation, init=init)
-
 
 def _are_sizes(stated: Any) -> bool:
     return isinstance(stated, list | tuple) and all(

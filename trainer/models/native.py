@@ -16,12 +16,12 @@ from PIL.Image import Image
 
 from trainer.data.media import resize
 from trainer.data.pieces import Piece, Shown
-from trainer.models.family import AspectError, Grid, Placed
+from trainer.models.family import AspectError, Buildable, Grid, Placed
 
 MAX_ASPECT = 200
 
 
-class NativeResolution:
+class NativeResolution(Buildable):
     """Half of a family: it needs patch_size, merge_size, temporal_patch_size and tokens_per_second."""
 
     patch_size: int

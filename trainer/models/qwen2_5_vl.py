@@ -77,12 +77,6 @@ class Qwen25VL(Released):
         family.shape()  # what is missing shows here, before a device is held
         return family
 
-    def build(self, *, dtype: Any, attn_implementation: str | None = None, init: bool = True) -> Any:
-        """The torch model in `dtype` with random weights (`init`), or with memory only."""
-        from trainer.models.qwen2_5_vl_model import build
-
-        return build(self.export_config(), dtype=dtype, attn_implementation=attn_implementation, init=init)
-
     def export_config(self) -> dict[str, Any]:
         """config.json for export: as read, with the tokens_per_second that was trained with."""
         config = super().export_config()

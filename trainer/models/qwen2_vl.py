@@ -53,12 +53,6 @@ class Qwen2VL(Released):
         """One, whatever the rate (section 2.1: the temporal ID increments for each frame)."""
         return 1.0
 
-    def build(self, *, dtype: Any, attn_implementation: str | None = None, init: bool = True) -> Any:
-        """The torch model in `dtype` with random weights (`init`), or with memory only."""
-        from trainer.models.qwen2_vl_model import build
-
-        return build(self.export_config(), dtype=dtype, attn_implementation=attn_implementation, init=init)
-
     def shape(self) -> Shape:
         text, vision = self._text(), self._vision()
         c, depth = vision["embed_dim"], vision["depth"]

@@ -238,12 +238,6 @@ class Qwen3VL(Released):
 
     # ---------------------------------------------------------------- model and export
 
-    def build(self, *, dtype: Any, attn_implementation: str | None = None, init: bool = True) -> Any:
-        """The torch model in `dtype` with random weights (`init`), or with memory only."""
-        from trainer.models.qwen3_vl_model import build
-
-        return build(self.export_config(), dtype=dtype, attn_implementation=attn_implementation, init=init)
-
     def with_one_layer(self) -> dict[str, Any]:
         """config.json with as few layers of the language model as take DeepStack's outputs."""
         config = super().with_one_layer()

@@ -25,7 +25,7 @@ from trainer.data.pieces import Piece, Shown
 from trainer.errors import ModelError, RecipeError
 from trainer.flops import Shape
 from trainer.models import fields
-from trainer.models.family import Grid, Group, Markers, Placed, common_facts, plain_positions
+from trainer.models.family import Buildable, Grid, Group, Markers, Placed, common_facts, plain_positions
 from trainer.recipe import Pixels
 
 IMAGE_START, IMAGE_END, IMAGE_PAD = "<img>", "</img>", "<imgpad>"
@@ -78,7 +78,7 @@ CHAT_TEMPLATE = (
 POS_EMBED = "transformer.visual.attn_pool.pos_embed"
 
 
-class QwenVL:
+class QwenVL(Buildable):
     name = "qwen_vl"
     model_type = "qwen"
     special_tokens = (
@@ -214,12 +214,6 @@ class QwenVL:
         return hub_name
 
     # ---------------------------------------------------------------- model and export
-
-    def build(self, *, dtype: Any, attn_implementation: str | None = None, init: bool = True) -> Any:
-        """The torch model in `dtype` with random weights (`init`), or with memory only."""
-        from trainer.models.qwen_vl_model import build
-
-        return build(self.export_config(), dtype=dtype, attn_implementation=attn_implementation, init=init)
 
     def text_config(self, config: dict[str, Any]) -> dict[str, Any]:
         """The whole: Qwen-VL's config is Qwen-7B's with a section `visual`."""

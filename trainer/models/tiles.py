@@ -23,7 +23,7 @@ from trainer.data.pieces import Piece, Shown
 from trainer.errors import DataError, ModelError, RecipeError
 from trainer.flops import Shape
 from trainer.models import fields
-from trainer.models.family import Grid, Group, Markers, Placed, common_facts, plain_positions
+from trainer.models.family import Buildable, Grid, Group, Markers, Placed, common_facts, plain_positions
 from trainer.recipe import Pixels
 
 CLIP_L = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
@@ -65,7 +65,7 @@ OTHER_TEMPLATES = {"<|im_start|>": "ChatML (llava-v1.6-34b)", "<|begin_of_text|>
 """Tokens that only templates have which are not those of training here, and the releases with them."""
 
 
-class Tiles:
+class Tiles(Buildable):
     """Half of a family: it needs the pictures' side (image_grid, image_patches, visual_tokens, grid_row) and
     image_settings."""
 
