@@ -5,8 +5,8 @@
 
 What was read, kept and refused, and why, is counted in OUT/data/funnel.json. A source that is already there is
 recognised by the digest of what it was made from (annotation files, rows, sizes and times of local media, reader
-version), wherever that lies. Shards are written beside those that are there (swap.py), which stay until the new ones
-are whole.
+version), wherever that lies. Shards are written beside those that are there, which stay until the new ones are whole;
+a run that was killed goes on after the last whole shard (resumable.py).
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
-from itertools import takewhile
+from itertools import islice, takewhile
 from typing import Any, Literal
 
 import fsspec
 
-from pipelines.prepare import swap
+from pipelines.prepare import resumable
 from pipelines.prepare.confined import confined
 from pipelines.prepare.corpus.names import SCHEME, SMALL, SMALL_SCALE, is_there
 from pipelines.prepare.describe import draft_to_json, inspect
@@ -35,9 +35,10 @@ from pipelines.prepare.formats import format_of, reader
 from pipelines.prepare.formats.auto import AUTO
 from pipelines.prepare.formats.peek import PICKLES
 from pipelines.prepare.formats.rows import Bad, Draft, MediaRef, Row
+from pipelines.prepare.resumable import ResumableShards
 from trainer import storage
 from trainer.data.sample import from_json
-from trainer.data.shards import MANIFEST, ShardWriter
+from trainer.data.shards import MANIFEST
 from trainer.errors import DataError, UsageError
 from trainer.grounding import made_in_order
 from trainer.recipe import Prepare, Recipe, Source
@@ -51,7 +52,6 @@ BLOCK_BYTES = 256 * 2**20
 UNKNOWN_BYTES: dict[str, int] = {"image": 4 * 2**20, "video": 64 * 2**20}
 """Assumed of a medium whose size would have to be asked for: behind a URI, in a table, a PDF page."""
 SHOWN = 5
-INPUT = "input.json"
 Split = Literal["train", "held_out"]
 
 
@@ -76,6 +76,14 @@ class Funnel:
 
     def as_json(self) -> dict[str, Any]:
         return {"read": self.read, "kept": self.kept, "bad": dict(sorted(self.bad.items())), "examples": self.examples}
+
+    def so_far(self) -> dict[str, Any]:
+        """All of it: what a run that goes on begins with."""
+        return {**self.as_json(), "faults": self.faults}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Funnel:
+        return cls(**{**content, "bad": Counter(content["bad"])})
 
 
 def prepare_data(recipe: Recipe, out: str) -> None:
@@ -178,7 +186,7 @@ def write_source(
 
     Raises:
         DataError: too many rows that cannot be used, or none at all; nothing half-written stays, and what was there
-            before does.
+            before does. After any other error the same call goes on from the last whole shard.
         UsageError: shards of another input are there and not to be replaced.
     """
     started = time.monotonic()
@@ -187,7 +195,7 @@ def write_source(
     formats = [format_of(source.format, file) for file in files]
     rows = partial(_rows, source, name, list(zip(files, formats, strict=True)), media)  # read twice, never held
     key = input_key(source, prepare, files, rows(), below=(root, place.out))
-    if (stored := _finished(target, key)) is not None:
+    if (stored := resumable.stored(target, key)) is not None:
         print(f"ingest: {name}/{split} is already there ({stored['kept']} samples)", flush=True)
         return stored
     if not place.replace and storage.exists(storage.join(target, MANIFEST)):
@@ -197,21 +205,21 @@ def write_source(
         print(f"ingest: {name}/{split} is of the format {', '.join(sorted(set(formats)))}", flush=True)
     if not engine:
         engine.append(Engine(prepare.engine))
-    funnel = Funnel()
-    swap.discard(target)
-    writer = ShardWriter(swap.beside(target), shard_bytes=prepare.shard_bytes)
+    made = ResumableShards(target, key=key, shard_bytes=prepare.shard_bytes)
+    funnel = Funnel() if made.counts is None else Funnel.from_json(made.counts)
+    if made.num_items:
+        print(f"ingest: {name}/{split} goes on after {made.num_items} rows, in whole shards already", flush=True)
     try:
         facts = {"source": name, "kind": source.kind, "split": split, "media_root": root}
-        _write(rows(), {**facts, "verify": prepare.verify_media}, writer, funnel, engine[0])
+        _write(rows(), {**facts, "verify": prepare.verify_media}, made, funnel, engine[0])
         check(funnel, prepare.max_bad_fraction, where=f"{place.field} ({split}: {', '.join(files[:3])})")
-        stored = funnel.as_json()
-        storage.write_json(storage.join(swap.beside(target), INPUT), {"key": key, "funnel": stored})
-        writer.close(source=name, split=split)
-    except BaseException:
-        writer.abort()
-        swap.discard(target)  # nothing half-written stays
+        made.finish(stored := funnel.as_json(), source=name, split=split)
+    except DataError:
+        made.discard()  # nothing half-written stays
         raise
-    swap.take(target, last=(INPUT, MANIFEST))
+    except BaseException:
+        made.stop()
+        raise
     refused = f", {sum(funnel.bad.values())} refused" if funnel.bad else ""
     print(f"ingest: {name}/{split} {funnel.kept} samples{refused} ({time.monotonic() - started:.1f} s)", flush=True)
     return stored
@@ -362,33 +370,20 @@ def inside(uri: str, folders: Iterable[str]) -> str:
     return uri
 
 
-def _finished(target: str, key: str) -> dict[str, Any] | None:
-    """The stored funnel when the source is finished and made from the same input."""
-    swap.settle(target, last=(INPUT, MANIFEST))
-    marker = storage.join(target, INPUT)
-    if not (storage.exists(marker) and storage.exists(storage.join(target, MANIFEST))):
-        return None
-    stored = storage.read_json(marker)
-    return stored["funnel"] if stored["key"] == key else None
-
-
-def _write(rows: Iterable[Row], facts: dict[str, str], writer: ShardWriter, funnel: Funnel, engine: Engine) -> None:
+def _write(rows: Iterable[Row], facts: dict[str, str], made: ResumableShards, funnel: Funnel, engine: Engine) -> None:
     told = time.monotonic()
-    for block in _blocks(rows):
+    for block in _blocks(islice(rows, made.num_items, None)):
         drafts = [row for row in block if isinstance(row, Draft)]
         answers = iter(engine.map(inspect, [draft_to_json(draft, **facts) for draft in drafts]) if drafts else [])
         for row in block:
+            text, files = next(answers) if isinstance(row, Draft) else ("", [])
+            found: dict[str, Any] = json.loads(text) if text else {"bad": asdict(row)}
+            samples = [] if "bad" in found else [(from_json(found["sample"]), files)]
+            made.add(samples, counts=funnel.so_far)
             funnel.read += 1
-            if isinstance(row, Bad):
-                funnel.refuse(row)
-                continue
-            text, files = next(answers)
-            found = json.loads(text)
+            funnel.kept += len(samples)
             if "bad" in found:
                 funnel.refuse(Bad(**found["bad"]))
-            else:
-                writer.add(from_json(found["sample"]), files)
-                funnel.kept += 1
         if time.monotonic() - told > 5:
             told = time.monotonic()
             print(f"ingest: {facts['source']}/{facts['split']} {funnel.read} rows", flush=True)

@@ -17,10 +17,13 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+from pipelines.prepare import resumable
 from pipelines.prepare.formats.rows import BadRow, answer_parts
 from pipelines.prepare.ingest import source_uri
+from pipelines.prepare.resumable import ResumableShards
 from pipelines.prepare.stage import sampled_name
 from trainer import storage
 from trainer.after import answers as table
@@ -32,15 +35,14 @@ from trainer.data.layout import Drop, Rules, fit_sample, rules_of
 from trainer.data.objects import TaggedObjects, read_tagged
 from trainer.data.order import id_hash, mix
 from trainer.data.sample import Message, Sample, from_json
-from trainer.data.shards import MANIFEST, ShardReader, ShardWriter, Source
+from trainer.data.shards import ShardReader, Source
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import DataError, UsageError
 from trainer.models.config import family_of, tokenizer_uri
 from trainer.recipe import Recipe, Sampling, Stage
 from trainer.resolve import digest
 
-VERSION = 3
-INPUT = "input.json"
+VERSION = 4
 SPATIAL = ("box", "point")
 
 
@@ -129,6 +131,10 @@ class Selection:
             "of_task": {name: dict(sorted(count.items())) for name, count in sorted(self.of_task.items())},
         }
 
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Selection:
+        return cls(**{**content, "of_task": {name: Counter(count) for name, count in content["of_task"].items()}})
+
 
 @dataclass(frozen=True)
 class Judged:
@@ -148,45 +154,53 @@ def select_answers(recipe: Recipe, stage: str, out: str) -> dict[str, Any]:
     requests = table.read_requests(storage.join(folder, "requests.jsonl"))
     found = table.read_answers(storage.join(folder, "answers"), requests)
     key = _key(recipe, config, requests, found)
-    report, marker = storage.join(folder, "selection.json"), storage.join(target, INPUT)
-    if all(map(storage.exists, (report, marker, storage.join(target, MANIFEST)))) and storage.read_json(marker) == {
-        "key": key
-    }:
+    report = storage.join(folder, "selection.json")
+    if (stored := resumable.stored(target, key)) is not None:
         print(f"select: {stage} is already there", flush=True)
-        return storage.read_json(report)
-    storage.remove_tree(target)
+        return _reported(stored, target, report)
     rules = rules_of(config, "chat", family_of(recipe, out), Tokenizer.load(tokenizer_uri(recipe, out)))
-    counts = Selection(requests=len(requests))
-    writer = ShardWriter(target, shard_bytes=recipe.prepare.shard_bytes)
+    made = ResumableShards(target, key=key, shard_bytes=recipe.prepare.shard_bytes)
+    counts = Selection(requests=len(requests)) if made.counts is None else Selection.from_json(made.counts)
     readers: dict[str, ShardReader] = {}
+    make = _pairs if stage == "dpo" else _correct
     try:
-        for request in requests:
+        for request in requests[made.num_items :]:
+            before = json.dumps(counts.as_json())
             judged = _judge(request, found[request.id], rules, counts)
-            make = _pairs if stage == "dpo" else _correct
-            for sample in make(request, judged, sampled_name(stage), sampling.keep):
-                place = request.place
-                reader = readers.setdefault(place.source, ShardReader(storage.join(out, place.source)))
-                writer.add(sample, reader.media(place.shard, place.row))
-                counts.kept += 1
-                _of_task(counts, request)["kept"] += 1
-        manifest = writer.close(source=sampled_name(stage), split="train")
+            samples = list(make(request, judged, sampled_name(stage), sampling.keep))
+            place = request.place
+            if place.source not in readers:
+                readers[place.source] = ShardReader(storage.join(out, place.source))
+            files = readers[place.source].media(place.shard, place.row) if samples else []
+            made.add([(sample, files) for sample in samples], counts=partial(json.loads, before))
+            counts.kept += len(samples)
+            if samples:
+                _of_task(counts, request)["kept"] += len(samples)
+        models = sorted({answer.model for answers in found.values() for answer in answers})
+        content = {"format": 1, "stage": stage, "models": models, **counts.as_json()}
+        made.finish(content, source=sampled_name(stage), split="train")
+    except DataError:
+        made.discard()
+        raise
     except BaseException:
-        writer.abort()
-        storage.remove_tree(target)
+        made.stop()
         raise
     finally:
         for reader in readers.values():
             reader.close()
-    models = sorted({answer.model for answers in found.values() for answer in answers})
-    content = {"format": 1, "stage": stage, "models": models, "source_digest": manifest["digest"], **counts.as_json()}
-    storage.write_json(report, content)
-    storage.write_json(marker, {"key": key})
     print(
         f"select: {stage} {counts.kept} {'pairs' if stage == 'dpo' else 'answers'} kept of {counts.answers} "
         f"({counts.correct} correct, {counts.incorrect} incorrect, {counts.unfinished} unfinished, "
         f"{counts.unreadable} unreadable, {counts.errors} errors)",
         flush=True,
     )
+    return _reported(content, target, report)
+
+
+def _reported(counts: dict[str, Any], target: str, report: str) -> dict[str, Any]:
+    """Writes selection.json."""
+    content = {**counts, "source_digest": Source.open(target).digest}
+    storage.write_json(report, content)
     return content
 
 

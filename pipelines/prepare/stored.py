@@ -17,7 +17,7 @@ import numpy as np
 from trainer import storage
 from trainer.data import media, video
 from trainer.data.sample import Action, Media, Objects, Sample, Span, Text, from_json, parts_of
-from trainer.data.shards import INDEX_SCHEMA, MANIFEST, ShardReader, Source, row_members, shard_name
+from trainer.data.shards import INDEX_SCHEMA, MANIFEST, ShardReader, Source, header_facts, row_members, shard_name
 from trainer.errors import DataError, UsageError
 
 DEPTH = 4
@@ -115,17 +115,7 @@ def _row_problems(reader: ShardReader, shard: int, row: int, entry: dict[str, An
     if len(files) != len(sample.media):
         yield f"expected {len(sample.media)} media files, got {len(files)}"
         return
-    want = {
-        "id": sample.id,
-        "kind": sample.kind,
-        "num_images": sum(item.kind == "image" for item in sample.media),
-        "num_videos": sum(item.kind == "video" for item in sample.media),
-        "widths": [item.width for item in sample.media],
-        "heights": [item.height for item in sample.media],
-        "num_frames": [item.num_frames for item in sample.media],
-        "media_bytes": sum(item.size_bytes for item in sample.media),
-    }
-    for name, value in want.items():
+    for name, value in header_facts(sample).items():
         if entry[name] != value:
             yield f"the index says {name} {entry[name]}, the sample {value}"
     for number, (item, data) in enumerate(zip(sample.media, files, strict=True)):

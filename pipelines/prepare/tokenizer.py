@@ -65,6 +65,7 @@ def prepare_tokenizer(recipe: Recipe, out: str) -> None:
         return
     texts = [text for name, source in sources.items() for text in texts_of(source, recipe, name, family)]
     trained = train(texts, recipe.model.vocab_size, family)
+    storage.remove(marker)  # what is half-written is nobody's
     storage.write_bytes(storage.join(folder, "tokenizer.json"), trained.to_str(pretty=True).encode())
     for name, content in config_files(family, recipe).items():
         storage.write_bytes(storage.join(folder, name), content.encode())

@@ -22,6 +22,7 @@ import os
 import tarfile
 import tempfile
 import threading
+import uuid
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -63,20 +64,41 @@ def shard_name(shard: int) -> str:
     return f"{shard:05d}"
 
 
+def header_facts(sample: Sample) -> dict[str, Any]:
+    """What the index says of a sample beside its place and text."""
+    return {
+        "id": sample.id,
+        "kind": sample.kind,
+        "num_images": sum(media.kind == "image" for media in sample.media),
+        "num_videos": sum(media.kind == "video" for media in sample.media),
+        "widths": [media.width for media in sample.media],
+        "heights": [media.height for media in sample.media],
+        "num_frames": [media.num_frames for media in sample.media],
+        "media_bytes": sum(media.size_bytes for media in sample.media),
+    }
+
+
 # ---------------------------------------------------------------- writing
 
 
 class ShardWriter:
-    """Writes one source's shards in order. Nothing counts until close() writes source.json."""
+    """Writes one source's shards in order. Nothing counts until close() writes source.json. `shards`: facts of those
+    that are there already, after which it goes on."""
 
-    def __init__(self, uri: str, *, shard_bytes: int):
+    def __init__(self, uri: str, *, shard_bytes: int, shards: Sequence[dict[str, Any]] = ()):
         self.uri, self.shard_bytes = uri, shard_bytes
-        self.shards: list[dict[str, Any]] = []
-        self.num_samples = 0
+        self.shards: list[dict[str, Any]] = list(shards)
+        self.num_samples: int = sum(shard["num_samples"] for shard in self.shards)
+        self._folder = storage.local_path(uri)
         self._open()
 
     def _open(self) -> None:
-        self._file = tempfile.NamedTemporaryFile(prefix="shard-", suffix=".tar", delete=False)  # noqa: SIM115
+        """A shard of a folder is written there under another name, which it changes when it is whole."""
+        if self._folder is not None:
+            os.makedirs(self._folder, exist_ok=True)
+        name = f"{storage.TEMPORARY}shard-{uuid.uuid4().hex[:12]}.tar"
+        self._path = os.path.join(self._folder or tempfile.gettempdir(), name)
+        self._file = open(self._path, "wb")  # noqa: SIM115
         self._hash = hashlib.sha256()
         self._rows: dict[str, list[Any]] = {name: [] for name in INDEX_SCHEMA.names}
         self._size = 0
@@ -90,21 +112,9 @@ class ShardWriter:
         if self._rows["id"] and self._size + len(row) > self.shard_bytes:
             self._flush()
             row = self._row(text, files)  # the key names the shard
-        values = {
-            "offset": self._size,
-            "size": len(row),
-            "digest": hashlib.sha256(row).hexdigest(),
-            "id": sample.id,
-            "sample_json": text,
-            "kind": sample.kind,
-            "num_images": sum(media.kind == "image" for media in sample.media),
-            "num_videos": sum(media.kind == "video" for media in sample.media),
-            "widths": [media.width for media in sample.media],
-            "heights": [media.height for media in sample.media],
-            "num_frames": [media.num_frames for media in sample.media],
-            "media_bytes": sum(media.size_bytes for media in sample.media),
-        }
-        for name, value in values.items():
+        digest = hashlib.sha256(row).hexdigest()
+        place: dict[str, Any] = {"offset": self._size, "size": len(row), "digest": digest, "sample_json": text}
+        for name, value in (place | header_facts(sample)).items():
             self._rows[name].append(value)
         self._write(row)
         self.num_samples += 1
@@ -140,11 +150,16 @@ class ShardWriter:
     def _flush(self) -> None:
         name = shard_name(len(self.shards))
         self._write(TAR_END)
+        self._file.flush()
+        os.fsync(self._file.fileno())
         self._file.close()
-        try:
-            storage.upload_file(self._file.name, storage.join(self.uri, f"{name}.tar"))
-        finally:
-            os.unlink(self._file.name)
+        if self._folder is not None:
+            storage.move(self._path, storage.join(self.uri, f"{name}.tar"))
+        else:
+            try:
+                storage.upload_file(self._path, storage.join(self.uri, f"{name}.tar"))
+            finally:
+                os.unlink(self._path)
         index = _parquet(pa.table(self._rows, schema=INDEX_SCHEMA), {"format": str(FORMAT)})
         storage.write_bytes(storage.join(self.uri, f"{name}.index.parquet"), index)
         self.shards.append(
@@ -173,7 +188,7 @@ class ShardWriter:
         """Removes the temporary file of the shard being written."""
         self._file.close()
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._file.name)
+            os.unlink(self._path)
 
 
 def _member(name: str, data: bytes) -> bytes:

@@ -4,7 +4,8 @@ settings). Called by prepare_data after every other source is there and curated,
     make(recipe, out, name, engine) -> {split: {read, kept, bad, made}}
 
 `bad` counts pictures and questions that were not made, by reason; `made` what happened on the way. A source that was
-made from the same input by the same settings is left as it is; an interrupted one is made again, to the same bytes.
+made from the same input by the same settings is left as it is; one that was interrupted goes on after its last whole
+shard (resumable.py).
 """
 
 from __future__ import annotations
@@ -14,18 +15,21 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any
 
+from pipelines.prepare import resumable
 from pipelines.prepare.engine import Engine, blocks, reader_of
 from pipelines.prepare.grounding import copy_paste, labelled
 from pipelines.prepare.grounding.annotated import annotated, samples_of, vocabulary
 from pipelines.prepare.grounding.copy_paste import From
 from pipelines.prepare.grounding.questions import Asker
+from pipelines.prepare.resumable import ResumableShards
 from trainer import storage
 from trainer.data import kept
 from trainer.data.order import id_hash
 from trainer.data.sample import from_json, to_json
-from trainer.data.shards import MANIFEST, ShardWriter, Source
+from trainer.data.shards import Source
 from trainer.errors import DataError, RecipeError
 from trainer.grounding import Questions, origin_of
 from trainer.models.family import class_of
@@ -34,7 +38,6 @@ from trainer.resolve import digest
 
 VERSION = 1
 """Raised when the same input gives other samples than before."""
-INPUT = "input.json"
 BLOCK_TASKS = 64
 Json = dict[str, Any]
 RowFunction = Callable[[str], tuple[str, list[bytes]]]
@@ -69,29 +72,26 @@ def _split(recipe: Recipe, out: str, name: str, split: str, origin: str, engine:
     objects = _from(out, origin, split)
     function, tasks, facts = _work(recipe, out, name, objects)
     key = digest({"version": VERSION, "seed": recipe.seed, "name": name, "split": split, **facts})
-    marker = storage.join(target, INPUT)
-    if storage.exists(marker) and storage.exists(storage.join(target, MANIFEST)):
-        stored = storage.read_json(marker)
-        if stored["key"] == key:
-            print(f"grounding: {name}/{split} is already there ({stored['funnel']['kept']} samples)", flush=True)
-            return stored["funnel"]
+    if (stored := resumable.stored(target, key)) is not None:
+        print(f"grounding: {name}/{split} is already there ({stored['kept']} samples)", flush=True)
+        return stored
     if not engine:
         engine.append(Engine(recipe.prepare.engine))
-    storage.remove_tree(target)
-    writer = ShardWriter(target, shard_bytes=recipe.prepare.shard_bytes)
+    made = ResumableShards(target, key=key, shard_bytes=recipe.prepare.shard_bytes)
     try:
-        funnel = _write(function, tasks(), writer, engine[0], f"{name}/{split}")
+        funnel = _write(function, islice(tasks(), made.num_items, None), made, engine[0], f"{name}/{split}")
         if not funnel["kept"]:
             got = ", ".join(f"{count} {reason}" for reason, count in {**funnel["bad"], **funnel["made"]}.items())
             raise DataError("nothing could be made", where=f"prepare.sources.{name} ({split})",
                             expected="at least one sample", got=got or "a source without samples",
                             do="look at the counts: other settings, or another source")  # fmt: skip
-        writer.close(source=name, split=split)
-    except BaseException:
-        writer.abort()
-        storage.remove_tree(target)
+        made.finish(funnel, source=name, split=split)
+    except DataError:
+        made.discard()
         raise
-    storage.write_json(marker, {"key": key, "funnel": funnel})
+    except BaseException:
+        made.stop()
+        raise
     told = ", ".join(f"{count} {what}" for what, count in {**funnel["bad"], **funnel["made"]}.items()) or "-"
     took = time.monotonic() - started
     print(f"grounding: {name}/{split} {funnel['kept']} samples ({told}; {took:.1f} s)", flush=True)
@@ -159,23 +159,27 @@ def ask_one(task: str) -> tuple[str, list[bytes]]:
 # ---------------------------------------------------------------- writing
 
 
-def _write(function: RowFunction, tasks: Iterable[str], writer: ShardWriter, engine: Engine, told: str) -> Json:
+def _write(function: RowFunction, tasks: Iterable[str], made: ResumableShards, engine: Engine, told: str) -> Json:
     """Runs tasks in blocks and writes their samples in order. `read` counts tasks, `kept` samples."""
-    read, kept_, bad, made = 0, 0, Counter[str](), Counter[str]()
+    before = made.counts or {"read": 0, "kept": 0, "bad": {}, "made": {}}
+    read, kept_ = before["read"], before["kept"]
+    bad, events = Counter[str](before["bad"]), Counter[str](before["made"])
+
+    def counts() -> Json:
+        happened = {name: count for name, count in sorted(events.items()) if count}
+        return {"read": read, "kept": kept_, "bad": dict(sorted(bad.items())), "examples": [], "made": happened}
+
     last = time.monotonic()
     for block in blocks(tasks, BLOCK_TASKS):
         for text, files in engine.map(function, block):
             found = json.loads(text)
+            written = [] if "skipped" in found else found.get("samples") or [found["sample"]]
+            made.add([(from_json(sample), files) for sample in written], counts=counts)
             read += 1
-            made.update(found["counts"])
-            if "skipped" in found:
-                bad[found["skipped"]] += 1
-                continue
-            for sample in found.get("samples") or [found["sample"]]:
-                writer.add(from_json(sample), files)
-                kept_ += 1
+            kept_ += len(written)
+            events.update(found["counts"])
+            bad.update([found["skipped"]] if "skipped" in found else [])
         if time.monotonic() - last > 5:
             last = time.monotonic()
             print(f"grounding: {told} {read} done", flush=True)
-    events = {name: count for name, count in sorted(made.items()) if count}
-    return {"read": read, "kept": kept_, "bad": dict(sorted(bad.items())), "examples": [], "made": events}
+    return counts()

@@ -1,0 +1,111 @@
+"""Shards made from items one after the other, which a process that was killed goes on with: of the shards that are
+whole only the rest is made, to the same bytes.
+
+    stored(target, key)                    the funnel of finished shards, made from what `key` stands for; else None
+    made = ResumableShards(target, key=key, shard_bytes=...)
+    for item in islice(items, made.num_items, None):
+        made.add(samples and files of the item, counts=what was counted before it)
+    made.finish(funnel, source=..., split=...)
+
+They are written beside what is there (swap.py). Beside every whole shard lies which items are in it and what was
+counted until then, written after the shard: one without such a note is written again. Items have to come in the same
+order; `key` stands for all that they depend on, and with another key everything begins anew.
+
+    FOLDER/.tmp-new/.tmp-progress/NNNNN.json    {key, shard, num_items, num_samples, counts}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pipelines.prepare import swap
+from trainer import storage
+from trainer.data.sample import Sample
+from trainer.data.shards import MANIFEST, ShardWriter, shard_name
+
+INPUT = "input.json"
+LAST = (INPUT, MANIFEST)
+PROGRESS = f"{storage.TEMPORARY}progress"
+Json = dict[str, Any]
+
+
+def stored(target: str, key: str) -> Json | None:
+    """The stored funnel when the shards are finished and made from the same input."""
+    swap.settle(target, last=LAST)
+    marker = storage.join(target, INPUT)
+    if not (storage.exists(marker) and storage.exists(storage.join(target, MANIFEST))):
+        return None
+    content = storage.read_json(marker)
+    return content["funnel"] if content["key"] == key else None
+
+
+class ResumableShards:
+    """`num_items`: items that need not be made again; `counts`: what was counted up to there, None at the beginning."""
+
+    def __init__(self, target: str, *, key: str, shard_bytes: int):
+        self.target, self.key = target, key
+        self._new = swap.beside(target)
+        notes = _notes(self._new, key)
+        if not notes:
+            swap.discard(target)
+        self.num_items: int = notes[-1]["num_items"] if notes else 0
+        self.counts: Json | None = notes[-1]["counts"] if notes else None
+        self._first = self.num_items
+        self._in_shards: int = notes[-1]["num_samples"] if notes else 0
+        self.writer = ShardWriter(self._new, shard_bytes=shard_bytes, shards=[note["shard"] for note in notes])
+
+    def add(self, samples: Sequence[tuple[Sample, Sequence[bytes]]], *, counts: Callable[[], Json]) -> None:
+        """The samples of the next item, with their files. `counts` gives what was counted before this item, as JSON;
+        it is asked when a shard became whole."""
+        there = self._in_shards if self.num_items == self._first else 0
+        for number, (sample, files) in enumerate(samples):
+            if number < there:
+                continue
+            before = len(self.writer.shards)
+            self.writer.add(sample, files)
+            if len(self.writer.shards) > before:
+                self._note(number, counts())
+        self.num_items += 1
+
+    def _note(self, num_samples: int, counts: Json) -> None:
+        """The last shard holds all samples of the items before this one, and `num_samples` of its own."""
+        shard = self.writer.shards[-1]
+        content = {"key": self.key, "shard": shard, "num_items": self.num_items, "num_samples": num_samples}
+        storage.write_json(storage.join(self._new, PROGRESS, f"{shard['name']}.json"), {**content, "counts": counts})
+
+    def finish(self, funnel: Json, **facts: Any) -> Json:
+        """The shards take the place of those that are there; returns their manifest."""
+        storage.write_json(storage.join(self._new, INPUT), {"key": self.key, "funnel": funnel})
+        manifest = self.writer.close(**facts)
+        swap.take(self.target, last=LAST)
+        return manifest
+
+    def stop(self) -> None:
+        """Leaves the whole shards to the next one that is made with the same key."""
+        self.writer.abort()
+
+    def discard(self) -> None:
+        """Nothing of the new shards stays."""
+        self.writer.abort()
+        swap.discard(self.target)
+
+
+def _notes(folder: str, key: str) -> list[Json]:
+    """Notes of the shards that are whole and made with this key, from the first on without a gap."""
+    found: list[Json] = []
+    names = set(storage.list_dir(storage.join(folder, PROGRESS)))
+    while (name := f"{shard_name(len(found))}.json") in names:
+        note = storage.read_json(storage.join(folder, PROGRESS, name))
+        if note["key"] != key or not _is_whole(folder, note["shard"]):
+            break
+        found.append(note)
+    return found
+
+
+def _is_whole(folder: str, shard: Json) -> bool:
+    tar, index = (storage.join(folder, f"{shard['name']}.{suffix}") for suffix in ("tar", "index.parquet"))
+    try:
+        return storage.size(tar) == shard["size_bytes"] and storage.sha256_of(index) == shard["index_sha256"]
+    except FileNotFoundError:
+        return False
