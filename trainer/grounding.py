@@ -173,6 +173,11 @@ def problems_of(sources: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def is_made(source: Any) -> bool:
+    """Whether a source is made from others (grounding; trainer/reasoning.py), after these are there and curated."""
+    return source.grounding is not None or source.reasoning is not None
+
+
 def made_in_order(sources: Mapping[str, Any]) -> list[str]:
     """Names of the sources that are made from others, each after those that it is made from; by name where that leaves
     a choice: the order of a recipe's sections is not kept.
@@ -180,14 +185,14 @@ def made_in_order(sources: Mapping[str, Any]) -> list[str]:
     Raises:
         graphlib.CycleError
     """
-    made = {name: source for name, source in sorted(sources.items()) if source.grounding is not None}
+    made = {name: source for name, source in sorted(sources.items()) if is_made(source)}
     graph = {name: sorted(set(_origins(source).values()) & set(made)) for name, source in made.items()}
     return list(TopologicalSorter(graph).static_order())
 
 
 def _origins(source: Any) -> dict[str, str]:
     """Field -> the source that it names."""
-    pasted = source.grounding.copy_paste
+    pasted = source.grounding.copy_paste if source.grounding else None
     onto = pasted.onto if pasted else None
     found = {"path": source.path, "held_out": source.held_out, "grounding.copy_paste.onto": onto and SCHEME + onto}
     return {field: name for field, path in found.items() if path and (name := origin_of(path)) is not None}

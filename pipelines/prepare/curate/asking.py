@@ -205,11 +205,16 @@ def judge_facts(asked: Judge) -> Json:
 
 def picture_part(picture: Pil.Image, judge: Judge) -> Json:
     """An upright picture as a part of a message, at most judge.image_max_pixels."""
-    if (pixels := picture.width * picture.height) > judge.image_max_pixels:
-        scale = (judge.image_max_pixels / pixels) ** 0.5
-        size = (max(1, int(picture.width * scale)), max(1, int(picture.height * scale)))
-        picture = picture.resize(size, Pil.Resampling.BICUBIC)
     stream = io.BytesIO()
-    picture.save(stream, "PNG")
+    smaller(picture, judge.image_max_pixels).save(stream, "PNG")
     uri = "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
     return {"type": "image_url", "image_url": {"url": uri}}
+
+
+def smaller(picture: Pil.Image, max_pixels: int) -> Pil.Image:
+    """The picture, made smaller where it has more pixels."""
+    if (pixels := picture.width * picture.height) <= max_pixels:
+        return picture
+    scale = (max_pixels / pixels) ** 0.5
+    size = (max(1, int(picture.width * scale)), max(1, int(picture.height * scale)))
+    return picture.resize(size, Pil.Resampling.BICUBIC)
