@@ -6,6 +6,7 @@
     ├── storage      S3 endpoint, where credentials come from, the node cache
     ├── queue        Kueue's queue, or a gang scheduler, or neither
     ├── accounts     service accounts that the chart installs
+    ├── ray          workers of data preparation on Ray
     └── limits       how long the launcher waits for what
 
 A recipe names a pool and how many nodes and GPUs it wants; everything else about a cluster stands here, never in code.
@@ -216,6 +217,13 @@ class Priorities(Strict):
     prepare: Name | None = None
 
 
+class Ray(Strict):
+    """Of data preparation with prepare.engine ray; KubeRay's operator must be installed."""
+
+    workers: int = Field(default=4, ge=1)
+    """Pods beside the head; each asks for what a pod of `cpu_pool` does."""
+
+
 class Limits(Strict):
     """What the launcher waits for, in seconds, and how often it tries."""
 
@@ -267,6 +275,7 @@ class Cluster(Strict):
     def _names_fit(self) -> Cluster:
         problems = []
         if self.cpu_pool not in self.pools:
+    ray: Ray = Field(default_factory=Ray)
             problems.append(f"cpu_pool: no pool {self.cpu_pool!r}; pools has {sorted(self.pools)}")
         topology = self.queue.topology if isinstance(self.queue, Kueue) else None
         for name, pool in self.pools.items():

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from trainer.errors import UsageError
 from trainer.resolve import digest
 
 PREFIX = "qwenvl-train"
@@ -25,6 +26,14 @@ MAX_JOB_NAME = MAX_NAME - WORKER_SUFFIX
 RECIPE, STEP, RUN, ATTEMPT, IDENTITY = (f"{PREFIX}/{key}" for key in ("recipe", "step", "run", "attempt", "identity"))
 # annotations
 SPEC, OWNER, OUT, EXCLUDED = (f"{PREFIX}/{key}" for key in ("spec-sha256", "owner", "out", "excluded-nodes"))
+LAUNCHER = f"{PREFIX}/launcher"
+"""The process that watches the job: of two with one owner the last to come goes on."""
+RENEWED = f"{PREFIX}/renewed"
+"""Written again and again by that process; "never" where nobody promised to watch."""
+REAPER = f"{PREFIX}/reaper"
+"""What the reaper saw there, and how many times in a row."""
+SUSPENDED = f"{PREFIX}/suspended"
+"""Stopped by a person and kept; the next launcher resumes it."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,19 @@ class Owner:
 
     def reference(self) -> dict[str, str]:
         return {"apiVersion": self.api_version, "kind": self.kind, "name": self.name, "uid": self.uid}
+
+
+def owner_of(text: str) -> Owner:
+    """From API_VERSION,KIND,NAME,UID.
+
+    Raises:
+        UsageError: it has other parts.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) != 4 or not all(parts):
+        example = "argoproj.io/v1alpha1,Workflow,NAME,UID"
+        raise UsageError("not an owner", where="QWENVL_OWNER", expected=example, got=text)
+    return Owner(*parts)
 
 
 @dataclass(frozen=True)
@@ -68,10 +90,10 @@ class Run:
         return digest({"out": self.out.rstrip("/"), "stage": self.stage_digest})[:8]
 
 
-def job_name(recipe: str, step: str, run: Run) -> str:
+def job_name(recipe: str, step: str, run: Run, longest: int = MAX_JOB_NAME) -> str:
     """DNS-1035, and short enough for what the operator appends; a long recipe name is cut, the identity never."""
     tail = f"-{dns(step)}-{run.identity}-a{run.attempt}"
-    return f"{dns(recipe)[: MAX_JOB_NAME - len(tail)].rstrip('-')}{tail}"
+    return f"{dns(recipe)[: longest - len(tail)].rstrip('-')}{tail}"
 
 
 def config_map_name(recipe: str, step: str, run: Run, recipe_sha256: str) -> str:

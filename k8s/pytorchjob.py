@@ -3,7 +3,8 @@
     render_stage(recipe, "stage1", cluster, run)      a PyTorchJob of `nodes` workers, one pod a node
     render_program(recipe, "export", cluster, run)    a PyTorchJob of one worker: init, generate, export, evaluate
 
-Both return Rendered: the ConfigMap with the resolved recipe, and the job that mounts it. Every job is worker-only and
+Both return Rendered: the ConfigMap with the resolved recipe, and the job that mounts it. What the job's kind does not
+matter for is a Group (stage_group, program_group), which k8s/trainjob.py renders as well. Every job is worker-only and
 elastic with min = max: torchrun meets by c10d at worker 0, and no init container pulls an image from elsewhere. Nothing
 restarts by itself (maxRestarts 0, restartPolicy Never, backoffLimit 0): attempts are the launcher's, and each has a new
 name. argv and environment come from trainer/command.py, as on a laptop.
@@ -46,8 +47,36 @@ class Rendered:
         return self.job["metadata"]["name"]
 
 
+@dataclass(frozen=True)
+class Group:
+    """The pods of one attempt, before a kind of job puts them into its own words.
+
+    Args:
+        labels: of the job and of its pods.
+        template: PodTemplateSpec of every pod.
+        processes: ranks of one pod.
+    """
+
+    name: str
+    config_map: Json
+    labels: dict[str, str]
+    template: Json
+    nodes: int
+    processes: int
+
+
 def render_stage(recipe: Recipe, stage: str, cluster: Cluster, run: Run) -> Rendered:
-    """The PyTorchJob of one attempt to train a stage.
+    """The PyTorchJob of one attempt to train a stage; raises what stage_group does."""
+    return _pytorchjob(stage_group(recipe, stage, cluster, run), cluster, run)
+
+
+def render_program(recipe: Recipe, program: str, cluster: Cluster, run: Run, *, stage: str | None = None) -> Rendered:
+    """The one-worker PyTorchJob of init, generate (for sft or dpo), export or evaluate."""
+    return _pytorchjob(program_group(recipe, program, cluster, run, stage=stage), cluster, run)
+
+
+def stage_group(recipe: Recipe, stage: str, cluster: Cluster, run: Run, container: str = CONTAINER) -> Group:
+    """The pods of one attempt to train a stage.
 
     Raises:
         UsageError: the recipe has no such stage.
@@ -71,11 +100,13 @@ def render_stage(recipe: Recipe, stage: str, cluster: Cluster, run: Run) -> Rend
             parent_run=run.parent_run,
         )
     )
-    return _render(recipe, stage, cluster, run, command, pool, gpus, compute.nodes, compute.gpus_per_node)
+    return _group(recipe, stage, cluster, run, container, command, pool, gpus, compute.nodes, compute.gpus_per_node)
 
 
-def render_program(recipe: Recipe, program: str, cluster: Cluster, run: Run, *, stage: str | None = None) -> Rendered:
-    """The one-worker PyTorchJob of init, generate (for sft or dpo), export or evaluate.
+def program_group(
+    recipe: Recipe, program: str, cluster: Cluster, run: Run, *, stage: str | None = None, container: str = CONTAINER
+) -> Group:
+    """The one pod of init, generate (for sft or dpo), export or evaluate.
 
     What runs the model (generate, evaluate) gets one node of its stage's pool with the GPUs that the stage takes of it:
     a model that is trained on a node's GPUs fits on them. What only moves weights (init, export) runs on the CPU pool.
@@ -101,7 +132,7 @@ def render_program(recipe: Recipe, program: str, cluster: Cluster, run: Run, *, 
         )
     )
     step = f"{program}-{stage}" if stage else program
-    return _render(recipe, step, cluster, run, command, pool, gpus, nodes=1, processes=1)
+    return _group(recipe, step, cluster, run, container, command, pool, gpus, nodes=1, processes=1)
 
 
 def stage_of(recipe: Recipe, stage: str) -> Stage:
@@ -128,22 +159,23 @@ def _gpus(stage: str, wanted: int, pool: NodePool) -> int:
 # ---------------------------------------------------------------- objects
 
 
-def _render(
+def _group(
     recipe: Recipe,
     step: str,
     cluster: Cluster,
     run: Run,
+    container: str,
     command: Command,
     pool: NodePool,
     gpus: int,
     nodes: int,
     processes: int,
-) -> Rendered:
+) -> Group:
     config = config_map(recipe, step, cluster, run)
     labels = {**cluster.labels, **names.labels(recipe.name, step, run)}
     template = pod_template(
         Pod(
-            container=CONTAINER,
+            container=container,
             image=cluster.images.trainer,
             command=command,
             pool=pool,
@@ -156,37 +188,46 @@ def _render(
             priority=cluster.priorities.train,
         )
     )
-    name = names.job_name(recipe.name, step, run)
+    return Group(names.job_name(recipe.name, step, run), config, labels, template, nodes, processes)
+
+
+def rendezvous(cluster: Cluster) -> dict[str, str]:
+    """The first pod waits for the last image to be pulled; torchrun's own 60 and 600 s are too short."""
     timeout = str(cluster.limits.start_s)
+    return {"join_timeout": timeout, "read_timeout": timeout}
+
+
+def _pytorchjob(group: Group, cluster: Cluster, run: Run) -> Rendered:
     spec = {
-        "nprocPerNode": str(processes),
+        "nprocPerNode": str(group.processes),
         "elasticPolicy": {
             "rdzvBackend": "c10d",
-            "rdzvId": name,
-            "minReplicas": nodes,
-            "maxReplicas": nodes,
+            "rdzvId": group.name,
+            "minReplicas": group.nodes,
+            "maxReplicas": group.nodes,
             "maxRestarts": 0,
-            # The first pod waits for the last image to be pulled; the defaults of 60 and 600 s are too short for that.
-            "rdzvConf": [{"key": "join_timeout", "value": timeout}, {"key": "read_timeout", "value": timeout}],
+            "rdzvConf": [{"key": key, "value": value} for key, value in rendezvous(cluster).items()],
         },
         "runPolicy": without_empty(
             {
                 "backoffLimit": 0,
                 "cleanPodPolicy": "Running",
                 "ttlSecondsAfterFinished": cluster.keep_finished_s,
-                "schedulingPolicy": _scheduling(cluster, nodes),
+                "schedulingPolicy": _scheduling(cluster, group.nodes),
             }
         ),
-        "pytorchReplicaSpecs": {"Worker": {"replicas": nodes, "restartPolicy": "Never", "template": template}},
+        "pytorchReplicaSpecs": {
+            "Worker": {"replicas": group.nodes, "restartPolicy": "Never", "template": group.template}
+        },
     }
     job = {
         "apiVersion": API_VERSION,
         "kind": KIND,
-        "metadata": job_metadata(name, cluster, run, {**labels, **queue_labels(cluster)}),
+        "metadata": job_metadata(group.name, cluster, run, {**group.labels, **queue_labels(cluster)}),
         "spec": spec,
     }
     job["metadata"]["annotations"][names.SPEC] = spec_sha256(job)
-    return Rendered(config, job)
+    return Rendered(group.config_map, job)
 
 
 def config_map(recipe: Recipe, step: str, cluster: Cluster, run: Run) -> Json:
@@ -262,10 +303,15 @@ def comparable(job: Json) -> Json:
     return made
 
 
-def _templates(spec: Json) -> list[Json]:
-    if "pytorchReplicaSpecs" in spec:
-        return [replica["template"] for replica in spec["pytorchReplicaSpecs"].values()]
-    return [spec["template"]]
+def _templates(node: Any) -> list[Json]:
+    """Every pod template inside a job's spec, however deep its kind has them."""
+    if isinstance(node, list):
+        return [template for item in node for template in _templates(item)]
+    if not isinstance(node, dict):
+        return []
+    if "containers" in (node.get("spec") or {}):
+        return [node]
+    return [template for value in node.values() for template in _templates(value)]
 
 
 def spec_sha256(job: Json) -> str:

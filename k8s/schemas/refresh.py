@@ -1,6 +1,6 @@
 """Get the schemas that manifests are checked against, from the Go modules that the servers are built from.
 
-    python k8s/schemas/refresh.py           write kubernetes.json, pytorchjob.json and sources.json again
+    python k8s/schemas/refresh.py           write kubernetes.json, the CRDs' files and sources.json again
     python k8s/schemas/refresh.py --check   fail when they differ from what is committed
 
 Needs Go and a module proxy; nothing else reads the network. Versions come from images/versions.env. Modules are
@@ -39,8 +39,21 @@ KINDS = {
     "rbac.authorization.k8s.io/v1": ["ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"],
     "scheduling.k8s.io/v1": ["PriorityClass"],
 }  # fmt: skip
-OPENAPI = "api/openapi-spec/swagger.json"
-CRD = "manifests/base/crds/kubeflow.org_pytorchjobs.yaml"
+OPENAPI = ("k8s.io/kubernetes", "KUBERNETES_VERSION", "api/openapi-spec/swagger.json")
+TRAINER = ("github.com/kubeflow/trainer/v2", "TRAINER_VERSION")
+# name -> (module, its version in versions.env, file inside it)
+CRDS = {
+    "pytorchjob.json": (
+        "github.com/kubeflow/training-operator", "TRAINING_OPERATOR_VERSION",
+        "manifests/base/crds/kubeflow.org_pytorchjobs.yaml",
+    ),
+    "trainjob.json": (*TRAINER, "manifests/base/crds/trainer.kubeflow.org_trainjobs.yaml"),
+    "trainingruntime.json": (*TRAINER, "manifests/base/crds/trainer.kubeflow.org_trainingruntimes.yaml"),
+    "jobset.json": ("sigs.k8s.io/jobset", "JOBSET_VERSION", "config/components/crd/bases/jobset.x-k8s.io_jobsets.yaml"),
+    "rayjob.json": (
+        "github.com/ray-project/kuberay/ray-operator", "KUBERAY_VERSION", "config/crd/bases/ray.io_rayjobs.yaml",
+    ),
+}  # fmt: skip
 
 Json = dict[str, Any]
 
@@ -64,10 +77,14 @@ def module(path: str, version: str) -> tuple[Path, str]:
 # ---------------------------------------------------------------- extract
 
 
-def strict(schema: Any) -> Any:
-    """Without descriptions and Kubernetes' extensions; unknown fields refused; ints-or-strings in JSON Schema's way."""
+def strict(schema: Any, *, custom: bool = False) -> Any:
+    """Without descriptions and Kubernetes' extensions; unknown fields refused; ints-or-strings in JSON Schema's way.
+
+    Args:
+        custom: of a custom resource, where an object that lists no properties has none; in OpenAPI it may have any.
+    """
     if isinstance(schema, list):
-        return [strict(item) for item in schema]
+        return [strict(item, custom=custom) for item in schema]
     if not isinstance(schema, dict):
         return schema
     if schema.get("format") == "int-or-string" or schema.get("x-kubernetes-int-or-string"):
@@ -76,11 +93,11 @@ def strict(schema: Any) -> Any:
     made: Json = {}
     for key, value in schema.items():
         if key in ("properties", "definitions"):
-            made[key] = {name: strict(inner) for name, inner in value.items()}
+            made[key] = {name: strict(inner, custom=custom) for name, inner in value.items()}
         elif key not in ("description", "default", "title") and not key.startswith("x-kubernetes-"):
-            made[key] = strict(value)
+            made[key] = strict(value, custom=custom)
     if (
-        "properties" in made
+        ("properties" in made or (custom and made.get("type") == "object"))
         and "additionalProperties" not in made
         and not schema.get("x-kubernetes-preserve-unknown-fields")
     ):
@@ -123,10 +140,12 @@ def extract_kubernetes(openapi: Json) -> Json:
 
 
 def extract_crd(crd: Json) -> Json:
-    """{kinds: {apiVersion/Kind: schema}} of a custom resource; its metadata is Kubernetes' ObjectMeta."""
+    """{kinds: {apiVersion/Kind: schema}} of a custom resource in its stored version; its metadata is Kubernetes'."""
     kinds = {}
     for version in crd["spec"]["versions"]:
-        schema = strict(version["schema"]["openAPIV3Schema"])
+        if not version["storage"]:
+            continue
+        schema = strict(version["schema"]["openAPIV3Schema"], custom=True)
         schema["properties"]["metadata"] = {"$ref": "#/definitions/io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"}
         schema["required"] = sorted({*schema.get("required", []), "apiVersion", "kind", "metadata", "spec"})
         kinds[f"{crd['spec']['group']}/{version['name']}/{crd['spec']['names']['kind']}"] = schema
@@ -154,16 +173,9 @@ def made() -> dict[str, str]:
     pins = versions()
     files: dict[str, str] = {}
     sources: Json = {}
-    for name, path, version, inside, extract in (
-        ("kubernetes.json", "k8s.io/kubernetes", pins["KUBERNETES_VERSION"], OPENAPI, extract_kubernetes),
-        (
-            "pytorchjob.json",
-            "github.com/kubeflow/training-operator",
-            pins["TRAINING_OPERATOR_VERSION"],
-            CRD,
-            extract_crd,
-        ),
-    ):
+    for name, (path, pin, inside) in {"kubernetes.json": OPENAPI, **CRDS}.items():
+        version = pins[pin]
+        extract = extract_crd if name in CRDS else extract_kubernetes
         folder, checksum = module(path, version)
         source = (folder / inside).read_bytes()
         files[name] = as_lines(

@@ -24,7 +24,9 @@ def _schemas() -> tuple[dict[str, Any], dict[str, Any]]:
     """(kind -> schema, definitions)."""
     kubernetes = json.loads((HERE / "kubernetes.json").read_text(encoding="utf-8"))
     kinds: dict[str, Any] = {kind: {"$ref": f"#/definitions/{name}"} for kind, name in kubernetes["kinds"].items()}
-    kinds |= json.loads((HERE / "pytorchjob.json").read_text(encoding="utf-8"))["kinds"]
+    for path in sorted(HERE.glob("*.json")):
+        if path.name not in ("kubernetes.json", "sources.json"):
+            kinds |= json.loads(path.read_text(encoding="utf-8"))["kinds"]
     return kinds, kubernetes["definitions"]
 
 

@@ -109,7 +109,8 @@ def test_an_object_of_an_unknown_kind_is_not_called_valid() -> None:
 def test_the_committed_schemas_have_the_version_and_digest_that_they_say() -> None:
     sources = json.loads((SCHEMAS / "sources.json").read_text())
     pins = refresh.versions()
-    want = {"kubernetes.json": pins["KUBERNETES_VERSION"], "pytorchjob.json": pins["TRAINING_OPERATOR_VERSION"]}
+    want = {name: pins[pin] for name, (_, pin, _) in {"kubernetes.json": refresh.OPENAPI, **refresh.CRDS}.items()}
+    assert want.keys() == sources.keys() == {path.name for path in SCHEMAS.glob("*.json")} - {"sources.json"}
     for name, version in want.items():
         assert sources[name]["version"] == version
         assert sources[name]["extract_sha256"] == hashlib.sha256((SCHEMAS / name).read_bytes()).hexdigest()
