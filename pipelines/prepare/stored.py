@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from trainer import storage
-from trainer.data import media, video
+from trainer.data import kept, media, video
 from trainer.data.sample import Action, Media, Objects, Sample, Span, Text, from_json, parts_of
 from trainer.data.shards import INDEX_SCHEMA, MANIFEST, ShardReader, Source, header_facts, row_members, shard_name
 from trainer.errors import DataError, UsageError
@@ -237,6 +237,7 @@ def statistics(source: Source) -> dict[str, Any]:
         "media": {"used": sum(counted["suffixes"].values()), "distinct": len(digests), "bytes": media_bytes},
         "labels": {"distinct": len(labels), "most": dict(labels.most_common(10))},
         "percentiles": {name: _percentiles(values) for name, values in gathered.items() if values},
+        **({"curated": decided["funnel"]} if (decided := kept.facts(source.uri)) else {}),
     }
 
 
@@ -266,4 +267,16 @@ def statistics_text(found: dict[str, Any]) -> str:
     for name, values in found["percentiles"].items():
         least, half, most, all_ = (f"{values[str(p)]:g}" for p in PERCENTILES)
         lines.append(f"  {name:<12}least {least}, median {half}, 95 % {most}, most {all_}")
-    return "\n".join(lines)
+    return "\n".join(lines + _curated_lines(found.get("curated")))
+
+
+def _curated_lines(funnel: dict[str, Any] | None) -> list[str]:
+    """What curation left of the source, and of each domain."""
+    if funnel is None:
+        return []
+    dropped = ", ".join(f"{count:,} {name}" for name, count in funnel["dropped"].items() if count) or "none"
+    lines = [f"  {'curated':<12}{funnel['kept']:,} of {funnel['read']:,} kept; dropped: {dropped}"]
+    for domain, counts in funnel.get("domains", {}).items():
+        told = ", ".join(f"{domain}/{name} {one['kept']:,} of {one['read']:,}" for name, one in counts.items())
+        lines.append(f"  {'domain':<12}{told}")
+    return lines

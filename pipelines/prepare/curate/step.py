@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines.prepare.curate import near, scores
+from pipelines.prepare.curate import instructions, near, scores
 from pipelines.prepare.curate.asking import judge_facts
 from pipelines.prepare.curate.columns import Work
 from pipelines.prepare.curate.filters import Verdict, clean_verdicts, score_verdicts
@@ -27,6 +27,7 @@ from trainer import storage
 from trainer.curation import Clean, Curate, in_order
 from trainer.data import kept
 from trainer.data.shards import Source
+from trainer.fields import identity
 from trainer.recipe import Recipe
 from trainer.resolve import digest
 
@@ -84,11 +85,20 @@ def _source(run: Curation, name: str, asked: Curate, folder: str) -> Json:
         columns, facts = scores.columns(run.work, source, asked.score, name=name, out=run.out, seed=run.recipe.seed)
         state.facts |= facts
         state.apply(score_verdicts(asked.score, columns))
+    labelled = None
+    if asked.instructions is not None:
+        labelled = instructions.columns(
+            run.work, source, asked.instructions, name=name, out=run.out, seed=run.recipe.seed
+        )
+        state.facts |= labelled.facts
+        state.apply(instructions.verdicts(asked.instructions, labelled.columns))
     for part in ("decontaminate", "dedup"):
         if (same := getattr(asked, part)) is not None:
             state.apply(run.known.verdicts(part, name, same, state.alive))
             if same.image is not None and (lost := near.undecodable(run.work, source, name)):
                 state.facts["undecodable"] = lost
+    if labelled is not None:
+        state.facts["domains"] = instructions.label_counts(labelled.columns, state.alive)
     funnel = state.write(key)
     told = ", ".join(f"{count} {reason}" for reason, count in funnel["dropped"].items()) or "none"
     took = time.monotonic() - began
@@ -110,9 +120,11 @@ def _key(run: Curation, name: str, asked: Curate, source: Source) -> str:
         others[f"{other}/train"] = [Source.open(folder).digest, kept.digest_of(folder)]
     versions = [VERSION, SIGNALS_VERSION, scores.VERSION, near.VERSION]
     judge = asked.score.judge if asked.score else None
-    content = asked.model_dump(mode="json")
+    content = identity(asked)
     if judge is not None:  # how it is asked, not what: another address or speed gives the same answers
         content["score"]["judge"] = judge_facts(judge)
+    if asked.instructions is not None:
+        content["instructions"] = instructions.key_of(asked.instructions)
     return digest({"versions": versions, "curate": content, "source": source.digest, "files": files, "others": others})
 
 
