@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from tests.after.builders import COLOURS, a_caption, a_family, a_question, a_tokenizer, some_rules
+from tests.data.builders import a_clip, a_sample, says
 from trainer.after import held_out, losses, pictures, tasks
 from trainer.after.held_out import Item
+from trainer.data import video
 from trainer.data.encode import encode
 from trainer.data.layout import Fitted, fit_sample
-from trainer.data.sample import Box, Image, Key, Message, Object, Objects, Sample, Text
+from trainer.data.sample import Box, Image, Key, Message, Object, Objects, Sample, Text, Video
 
 NAMES = list(COLOURS)
 
@@ -124,6 +126,25 @@ def test_other_media_leave_the_layout_alone_also_for_another_size():
     assert (found.ids == item.encoded.ids).all() and (found.grid_thw == item.encoded.grid_thw).all()
     assert found.patches.shape == item.encoded.patches.shape
     assert (found.patches != item.encoded.patches).any()
+
+
+def test_a_video_shown_with_its_own_pixels_is_what_it_was(monkeypatch):
+    """Also where it is shown twice; and each time is one decoding."""
+    sample, media = a_clip()
+    twice = a_sample(
+        says("document", Video(media=0), Video(media=1), "Again."), files=(*media, *media), kinds=("video",) * 2
+    )
+    decoded = []
+    for one, files in ((sample, media), (twice, media * 2)):
+        item = an_item(one, files)
+        with monkeypatch.context() as patch:
+            patch.setattr(video, "decode_video", lambda *a, **k: decoded.append(len(a[1])) or decode(*a, **k))
+            found = held_out.with_media_of(item, item)
+        assert (found.patches == item.encoded.patches).all()
+    assert len(decoded) == 3
+
+
+decode = video.decode_video
 
 
 def matter(model: torch.nn.Module, *, blind: bool) -> dict:

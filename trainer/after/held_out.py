@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import numpy as np
 
@@ -111,20 +112,24 @@ def _share_media(one: Item, other: Item) -> bool:
 
 
 def with_media_of(item: Item, donor: Item) -> Encoded:
-    """The item's tokens with the donor's pixels, in the item's own grids: the layout does not change."""
+    """The item's tokens with the donor's pixels, in the item's own grids: the layout stays. A video is decoded
+    once, however many grid rows stand apart."""
     parts = []
-    for span in item.layout.spans:
-        if span.grid is None:
-            continue
-        file, data = donor.sample.media[span.media], donor.media[span.media]
-        width, height = span.grid.width, span.grid.height
+    seen = [span for span in item.layout.spans if span.grid is not None]
+    for index, group in groupby(seen, key=lambda span: span.media):
+        spans = [(span, span.grid) for span in group if span.grid is not None]
+        file, data, family = donor.sample.media[index], donor.media[index], item.rules.family
         if file.kind == "image":
-            parts.append(item.rules.family.image_patches(images.upright(data, where=donor.name), span.grid))
-        else:
-            last = max(item.sample.media[span.media].num_frames - 1, 1)
-            numbers = tuple(round(number * (file.num_frames - 1) / last) for number in span.frames)
-            frames = video.decode_video(data, numbers, file.fps, width, height, where=donor.name)
-            parts.append(item.rules.family.video_patches(frames, span.grid))
+            picture = images.upright(data, where=donor.name)
+            parts += [family.image_patches(picture, grid) for _, grid in spans]
+            continue
+        last = max(item.sample.media[index].num_frames - 1, 1)
+        numbers = [round(number * (file.num_frames - 1) / last) for span, _ in spans for number in span.frames]
+        wanted = sorted(set(numbers))
+        width, height = spans[0][1].width, spans[0][1].height
+        frames = video.decode_video(data, tuple(wanted), file.fps, width, height, where=donor.name)
+        at = iter(np.searchsorted(wanted, numbers).tolist())
+        parts += [family.video_patches(frames[[next(at) for _ in span.frames]], grid) for span, grid in spans]
     patches = np.concatenate(parts)
     assert patches.shape == item.encoded.patches.shape
     return replace(item.encoded, patches=patches)

@@ -156,6 +156,14 @@ class Qwen3VL(Released):
         found = config.get("model_type")
         if found != cls.model_type:
             raise ModelError("the config is of another model", where="model_type", expected=cls.model_type, got=found)
+        flat = [name for name in ("hidden_size", "num_hidden_layers") if name in config]
+        if flat and not config.get("text_config"):
+            raise ModelError(
+                "the language model's fields stand at the top of config.json, where transformers does not look",
+                where=", ".join(flat),
+                expected="text_config, as in every released Qwen3-VL",
+                do="move the language model's fields into text_config",
+            )
         family = cls(config)
         family._check()
         family.shape()
