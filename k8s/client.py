@@ -1,15 +1,18 @@
 """The few API calls we need, as a small Protocol over plain dicts, and its implementation over the kubernetes client.
 
-    Api        get, create, patch, delete, list, log: what the launcher is written against
-    Cluster    connect() -> Api of the cluster that this pod runs in, or that KUBECONFIG names
+    Api        get, list, watch, create, patch, delete, log: what the launcher is written against
+    connect()  Api of the cluster that this pod runs in, or that KUBECONFIG names
 
 What the API server answers becomes one of few things (the table in `_raise`):
 
     404                         None or False: there is nothing
     409 AlreadyExists           Exists
     409 Conflict                Conflict: read again, decide again
-    408 429 5xx, no connection  tried again with back-off, at most RETRY_S, then Unreachable
+    410, or a watch's ERROR 410 Gone: what was read is too old, list again (a list of several pages does so by itself)
+    408 429 5xx, no connection  tried again with back-off, at most RETRY_S, then Unreachable; 429 waits as long as the
+                                server says (Retry-After). An open watch or log ends as Disconnected: its reader goes on
     401                         credentials are read again once, then as 403
+    403 exceeded quota          QuotaExceeded: may pass
     400 403 422 and others      ClusterError with the server's words: the request itself is wrong
 """
 
@@ -32,6 +35,11 @@ FIRST_WAIT_S, MAX_WAIT_S = 0.5, 10.0
 TIMEOUT_S = (5, 30)
 """Connect, read."""
 LOG_SILENCE_S = 300
+WATCH_S = 280
+"""The server ends a watch after so long; ours gives up a little later."""
+MAX_LINE_BYTES = 64 * 1024
+"""A log without line ends (a progress bar) is cut here: it must not grow in memory."""
+PAGE = 500
 FIELD_MANAGER = "qwenvl-train-launcher"
 
 
@@ -48,15 +56,17 @@ class Kind:
 
 
 PODS = Kind("v1", "pods")
+EVENTS = Kind("v1", "events")
 CONFIG_MAPS = Kind("v1", "configmaps")
 PYTORCH_JOBS = Kind("kubeflow.org/v1", "pytorchjobs")
 JOBS = Kind("batch/v1", "jobs")
 
 VERBS: dict[str, tuple[str, ...]] = {
-    "kubeflow.org/pytorchjobs": ("create", "delete", "get", "list", "patch"),
-    "batch/jobs": ("create", "delete", "get", "list", "patch"),
+    "kubeflow.org/pytorchjobs": ("create", "delete", "get", "list", "patch", "watch"),
+    "batch/jobs": ("create", "delete", "get", "list", "patch", "watch"),
     "/configmaps": ("create", "get", "patch"),
-    "/pods": ("create", "list"),  # created in dry runs only
+    "/events": ("list", "watch"),
+    "/pods": ("create", "list", "watch"),  # created in dry runs only
     "/pods/log": ("get",),
 }
 """All that the launcher ever asks of a namespace; the chart's Role grants exactly this."""
@@ -75,6 +85,18 @@ class Conflict(Exception):
     """The object changed since it was read."""
 
 
+class Gone(Exception):
+    """What was read is too old to go on from: list again."""
+
+
+class Disconnected(Exception):
+    """A stream broke off, or could not be opened just now."""
+
+
+class QuotaExceeded(ClusterError):
+    """A ResourceQuota has no room now; perhaps later."""
+
+
 class Unreachable(StorageError):
     """The API server did not answer after all retries: the launcher's own attempt fails, the job goes on."""
 
@@ -85,6 +107,18 @@ class Api(Protocol):
     def get(self, kind: Kind, name: str) -> Json | None: ...
 
     def list(self, kind: Kind, labels: Mapping[str, str]) -> list[Json]: ...
+
+    def snapshot(self, kind: Kind, labels: Mapping[str, str]) -> tuple[list[Json], str]:
+        """What list gives, and the version from which a watch goes on."""
+        ...
+
+    def watch(self, kind: Kind, labels: Mapping[str, str], version: str) -> Iterator[tuple[str, Json]]:
+        """(ADDED | MODIFIED | DELETED | BOOKMARK, object) after `version`, until the server ends it; open when the
+        call returns.
+
+        Raises Gone, Disconnected, ClusterError.
+        """
+        ...
 
     def create(self, body: Json, *, dry_run: bool = False) -> Json:
         """Strict: unknown fields are refused. Raises Exists."""
@@ -125,16 +159,42 @@ class KubernetesApi:
         return self._call("GET", kind.path(self.namespace, name))
 
     def list(self, kind: Kind, labels: Mapping[str, str]) -> list[Json]:
-        selector = ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
+        return self.snapshot(kind, labels)[0]
+
+    def snapshot(self, kind: Kind, labels: Mapping[str, str]) -> tuple[list[Json], str]:
+        asked = [*_selected(labels), ("limit", str(PAGE))]
         found: list[Json] = []
-        query = [("labelSelector", selector), ("limit", "500")]
+        query = asked
         while True:
-            page = self._call("GET", kind.path(self.namespace), query=query) or {}
-            found += page.get("items", [])
-            token = page.get("metadata", {}).get("continue")
-            if not token:
-                return found
-            query = [("labelSelector", selector), ("limit", "500"), ("continue", token)]
+            try:
+                page = self._call("GET", kind.path(self.namespace), query=query) or {}
+            except Gone:  # the pages before are too old to go on from
+                found, query = [], asked
+                continue
+            named = {"apiVersion": page.get("apiVersion"), "kind": page.get("kind", "").removesuffix("List")}
+            found += [{**named, **one} if named["kind"] else one for one in page.get("items", [])]
+            about = page.get("metadata", {})
+            if not about.get("continue"):
+                return found, about.get("resourceVersion", "")
+            query = [*asked, ("continue", about["continue"])]
+
+    def watch(self, kind: Kind, labels: Mapping[str, str], version: str) -> Iterator[tuple[str, Json]]:
+        query = [*_selected(labels), ("watch", "1"), ("allowWatchBookmarks", "true"), ("resourceVersion", version)]
+        query += [("timeoutSeconds", str(WATCH_S))]
+        return self._changes(self._opened(kind.path(self.namespace), query, read_s=WATCH_S + 20))
+
+    def _changes(self, response: Any) -> Iterator[tuple[str, Json]]:
+        for line in _lines(response, longest=None):
+            try:
+                event = json.loads(line)
+            except ValueError as error:  # cut off in the middle
+                raise Disconnected(f"half an event: {error}") from None
+            if event["type"] == "ERROR":
+                status = event.get("object", {})
+                if status.get("code") == 410:
+                    raise Gone(status.get("message", ""))
+                raise Disconnected(str(status.get("message", status)))
+            yield event["type"], event["object"]
 
     def create(self, body: Json, *, dry_run: bool = False) -> Json:
         query = [("fieldValidation", "Strict"), ("fieldManager", FIELD_MANAGER)] + (
@@ -160,18 +220,34 @@ class KubernetesApi:
         query = [("container", container), ("follow", "true"), ("timestamps", "true")]
         query += [("sinceTime", since)] if since else []
         path = f"{PODS.path(self.namespace, pod)}/log"
-        response = self._send("GET", path, query=query, stream=True)
-        try:
-            if response.status != 200:
-                raise ClusterError("no log", where=f"pod {pod}", got=_message(response.read()))
-            rest = b""
-            for chunk in response.stream(64 * 1024):
-                *lines, rest = (rest + chunk).split(b"\n")
-                for line in lines:
-                    moment, _, text = line.decode("utf-8", "replace").partition(" ")
-                    yield moment, text
-        finally:
+        for line in _lines(self._opened(path, query, read_s=LOG_SILENCE_S), longest=MAX_LINE_BYTES):
+            moment, _, text = line.decode("utf-8", "replace").partition(" ")
+            yield moment, text
+
+    # ------------------------------------------------------------ streams
+
+    def _opened(self, path: str, query: list[tuple[str, str]], read_s: float) -> Any:
+        """An answer whose body is still to come. Not tried again here: readers of streams go on by themselves."""
+        from urllib3.exceptions import HTTPError
+
+        for reloaded in (False, True):
+            try:
+                response = self._send("GET", path, query=query, stream_s=read_s)
+            except HTTPError as error:
+                raise Disconnected(str(error)) from None
+            if response.status == 200:
+                return response
+            message, status = _message(response.read()), response.status
             response.close()
+            if status == 401 and not reloaded:
+                self._client = self._load()
+                continue
+            if status == 410:
+                raise Gone(message)
+            if status in (408, 429) or status >= 500:
+                raise Disconnected(f"{status} {message}")
+            _raise(status, message, f"GET {path}")
+        raise AssertionError("not reached")
 
     # ------------------------------------------------------------ transport
 
@@ -181,7 +257,7 @@ class KubernetesApi:
         """Send with retries; None when the object is not there."""
         deadline, wait, reloaded = self._clock() + RETRY_S, FIRST_WAIT_S, False
         while True:
-            status, data = self._answer(method, path, query or [], body)
+            status, data, told_s = self._answer(method, path, query or [], body)
             if 200 <= status < 300:
                 return json.loads(data)
             if status == 404 and method != "POST":
@@ -191,21 +267,25 @@ class KubernetesApi:
                 continue
             if status not in (0, 408, 429) and status < 500:
                 _raise(status, _message(data), f"{method} {path}")
-            if self._clock() + wait > deadline:
+            pause = max(wait * random.uniform(0.5, 1.0), told_s)
+            if self._clock() + pause > deadline:
                 got = f"{status or 'no connection'}: {_message(data)}"
                 raise Unreachable("the API server did not answer", where=f"{method} {path}", got=got)
-            self._sleep(wait * random.uniform(0.5, 1.0))
+            self._sleep(pause)
             wait = min(wait * 2, MAX_WAIT_S)
 
-    def _answer(self, method: str, path: str, query: list[tuple[str, str]], body: Json | None) -> tuple[int, bytes]:
-        """(status, body); status 0 and the reason when there was no answer."""
+    def _answer(
+        self, method: str, path: str, query: list[tuple[str, str]], body: Json | None
+    ) -> tuple[int, bytes, float]:
+        """(status, body, Retry-After); status 0 and the reason when there was no answer."""
         from urllib3.exceptions import HTTPError
 
         try:
             response = self._send(method, path, query=query, body=body)
-            return response.status, response.data
+            told = response.headers.get("Retry-After", "")
+            return response.status, response.data, float(told) if told.isdigit() else 0.0
         except HTTPError as error:
-            return 0, str(error).encode()
+            return 0, str(error).encode(), 0.0
 
     def _send(
         self,
@@ -214,9 +294,12 @@ class KubernetesApi:
         *,
         query: list[tuple[str, str]],
         body: Json | None = None,
-        stream: bool = False,
+        stream_s: float | None = None,
     ) -> Any:
-        """The client's connections and credentials, without its models and its own error handling."""
+        """The client's connections and credentials, without its models and its own error handling.
+
+        With `stream_s` the body is left to be read, at most so long between two parts of it.
+        """
         from urllib3.util import Timeout
 
         headers = {"Accept": "application/json"}
@@ -228,10 +311,35 @@ class KubernetesApi:
             f"{self._client.configuration.host}{path}" + (f"?{urlencode(query)}" if query else ""),
             headers=headers,
             body=None if body is None else json.dumps(body).encode(),
-            preload_content=not stream,
+            preload_content=stream_s is None,
             retries=False,  # retried in _call, with one limit
-            timeout=Timeout(connect=TIMEOUT_S[0], read=LOG_SILENCE_S if stream else TIMEOUT_S[1]),
+            timeout=Timeout(connect=TIMEOUT_S[0], read=stream_s or TIMEOUT_S[1]),
         )
+
+
+def _lines(response: Any, *, longest: int | None) -> Iterator[bytes]:
+    """Lines of an open stream as they come; one beyond `longest` bytes is cut into several."""
+    from urllib3.exceptions import HTTPError
+
+    try:
+        rest = b""
+        for chunk in response.stream(64 * 1024):
+            *lines, rest = (rest + chunk).split(b"\n")
+            yield from (line for line in lines if line)
+            if longest is not None and len(rest) > longest:
+                yield rest
+                rest = b""
+        if rest:
+            yield rest
+    except HTTPError as error:
+        raise Disconnected(str(error)) from None
+    finally:
+        response.close()
+
+
+def _selected(labels: Mapping[str, str]) -> list[tuple[str, str]]:
+    text = ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
+    return [("labelSelector", text)] if text else []
 
 
 def _message(data: bytes) -> str:
@@ -245,12 +353,15 @@ def _message(data: bytes) -> str:
 def _raise(status: int, message: str, where: str) -> None:
     if status == 409:
         raise (Exists if "already exists" in message else Conflict)(message)
+    if status == 410:
+        raise Gone(message)
     do = {
         401: "the credentials are not accepted: look at KUBECONFIG or the service account",
         403: "the launcher's service account lacks a right, or a policy or quota of the namespace refuses the object",
-        404: "is the PyTorchJob CRD installed?",
+        404: "is the PyTorchJob CRD installed?" if where.startswith("POST") else None,
     }.get(status)
-    raise ClusterError("the cluster refused a request", where=where, got=f"{status} {message}", do=do)
+    error = QuotaExceeded if status == 403 and "exceeded quota" in message else ClusterError
+    raise error("the cluster refused a request", where=where, got=f"{status} {message}", do=do)
 
 
 def connect(namespace: str) -> KubernetesApi:

@@ -234,13 +234,19 @@ class Limits(Strict):
     start_s: int = Field(default=1800, ge=1)
     """Bound, but some container is not running: volumes, image pull. Rendezvous waits as long."""
     silence_s: int = Field(default=900, ge=1)
-    """Running without any sign of progress, where the heartbeat states no limit of its own."""
+    """Running without a heartbeat of some node. Ranks that stand still have the limit of their phase."""
+    server_s: int = Field(default=3600, ge=1)
+    """Without an answer of the API server, while a job goes on without it."""
+    storage_s: int = Field(default=1800, ge=1)
+    """Without an answer of storage, when a result is to be verified."""
     deadline_s: int = Field(default=30 * 86400, ge=1)
     """All attempts together."""
     attempts: int = Field(default=20, ge=1, le=999)
     """Counted attempts; preemptions are not counted."""
     without_progress: int = Field(default=3, ge=1)
     """Attempts in a row that committed nothing."""
+    preemptions_without_progress: int = Field(default=10, ge=1)
+    """Preemptions in a row that committed nothing in between."""
     backoff_s: int = Field(default=30, ge=0)
     """Before the second attempt, doubled each time up to `backoff_max_s`."""
     backoff_max_s: int = Field(default=900, ge=0)
@@ -269,13 +275,13 @@ class Cluster(Strict):
     """Added to every object and pod."""
     annotations: dict[LabelKey, str] = Field(default_factory=dict)
     """Added to every pod, for example sidecar.istio.io/inject: "false"."""
+    ray: Ray = Field(default_factory=Ray)
     limits: Limits = Field(default_factory=Limits)
 
     @model_validator(mode="after")
     def _names_fit(self) -> Cluster:
         problems = []
         if self.cpu_pool not in self.pools:
-    ray: Ray = Field(default_factory=Ray)
             problems.append(f"cpu_pool: no pool {self.cpu_pool!r}; pools has {sorted(self.pools)}")
         topology = self.queue.topology if isinstance(self.queue, Kueue) else None
         for name, pool in self.pools.items():

@@ -1,6 +1,5 @@
 """What the state of a job means and what to do next: pure functions over what was read, no client and no clock.
 
-read(job, pods)            -> Seen      what the API shows of one attempt at one moment
 judge(seen, trail, ...)    -> Wait      and for how long that may last
                             | Ended     with the decision of trainer/errors.py over all ranks
 next_action(history, ...)  -> Again     after a pause, without suspected nodes
@@ -9,13 +8,12 @@ next_action(history, ...)  -> Again     after a pause, without suspected nodes
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
-
-from pydantic import ValidationError
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from k8s.cluster import Limits
+from k8s.seen import Seen, Worker
 from trainer.errors import (
     DONE,
     UNKNOWN,
@@ -23,14 +21,13 @@ from trainer.errors import (
     Decision,
     Hang,
     OutOfMemory,
+    PeerLost,
     Preempted,
     QwenVLError,
     decide,
     first_cause,
 )
 from trainer.heartbeat import Termination
-
-Json = Mapping[str, Any]
 
 HOPELESS = {
     "CreateContainerConfigError": "a secret, ConfigMap or key that the pod refers to is missing",
@@ -47,34 +44,20 @@ UNRANKED = 1_000_000
 """Keys from here on are pods whose container left an exit code, but no record of its ranks."""
 MARGIN_S = 60.0
 """Added to a phase's own limit, which the node itself watches: the launcher comes second."""
+SETTLE_S = 8.0
+"""After a job has failed, for its other pods to end: the decision is over all ranks, and a sign in the API leads to a
+decision within 10 s."""
 
 
 @dataclass(frozen=True)
-class Worker:
-    """One pod."""
+class NodeBeat:
+    """One node's heartbeat. `sequence` moves as long as the node lives, `beats` as long as its ranks get on."""
 
-    name: str
-    uid: str
-    node: str | None
-    phase: str
-    waiting: str = ""
-    """Reason and message of a container that does not start."""
-    unschedulable: str = ""
-    code: int | None = None
-    oom: bool = False
-    disrupted: bool = False
-    """DisruptionTarget: the platform took it away."""
-    termination: Termination | None = None
-
-
-@dataclass(frozen=True)
-class Seen:
-    exists: bool
-    suspended: bool = False
-    outcome: Literal["succeeded", "failed"] | None = None
-    message: str = ""
-    workers: tuple[Worker, ...] = ()
-    wanted: int = 1
+    sequence: int
+    beats: int | None = None
+    step: int = 0
+    phase: str = ""
+    limit_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +74,8 @@ class Progress:
     phase: str = ""
     limit_s: float | None = None
     committed_step: int | None = None
+    nodes: tuple[tuple[str, NodeBeat], ...] = ()
+    """By the name of the pod."""
 
 
 @dataclass
@@ -103,11 +88,15 @@ class Trail:
     waiting_since: float = 0.0
     progress: Progress = Progress()
     progress_since: float = 0.0
+    nodes: dict[str, tuple[NodeBeat, float, float]] = field(default_factory=dict)
+    """Name of a pod -> its heartbeat, since when its sequence has been so, since when its beats."""
+    suspensions: str | None = None
+    failed_since: float | None = None
 
 
 @dataclass(frozen=True)
 class Wait:
-    kind: Literal["queue", "schedule", "start", "run"]
+    kind: Literal["queue", "schedule", "start", "run", "end"]
     reason: str
 
 
@@ -124,6 +113,8 @@ class Ended:
     """Where the first cause was."""
     suspect: bool = False
     """The node itself may be at fault."""
+    settled: bool = False
+    """Nothing that the pods still say can change it: the launcher ended the attempt, not a rank."""
 
 
 @dataclass(frozen=True)
@@ -138,87 +129,49 @@ class Stop:
     error: QwenVLError
 
 
-# ---------------------------------------------------------------- reading
-
-
-def read(job: Json | None, pods: Sequence[Json]) -> Seen:
-    """PyTorchJob or Job, and its pods."""
-    if job is None:
-        return Seen(exists=False)
-    true = {one["type"]: one for one in job.get("status", {}).get("conditions") or [] if one.get("status") == "True"}
-    failed = true.get("Failed")
-    done = true.get("Succeeded") or true.get("Complete")
-    spec = job["spec"]
-    wanted = spec["pytorchReplicaSpecs"]["Worker"]["replicas"] if "pytorchReplicaSpecs" in spec else 1
-    return Seen(
-        exists=True,
-        suspended="Suspended" in true and failed is None and done is None,
-        outcome="failed" if failed else "succeeded" if done else None,
-        message=(failed or done or {}).get("message", ""),
-        workers=tuple(sorted((_worker(pod) for pod in pods), key=lambda one: one.name)),
-        wanted=wanted,
-    )
-
-
-def _worker(pod: Json) -> Worker:
-    status = pod.get("status", {})
-    conditions = {one["type"]: one for one in status.get("conditions") or []}
-    scheduled = conditions.get("PodScheduled", {})
-    state = next((one.get("state", {}) for one in status.get("containerStatuses") or []), {})
-    ended, waiting = state.get("terminated") or {}, state.get("waiting") or {}
-    return Worker(
-        name=pod["metadata"]["name"],
-        uid=pod["metadata"]["uid"],
-        node=pod.get("spec", {}).get("nodeName"),
-        phase=status.get("phase", "Pending"),
-        waiting=": ".join(part for part in (waiting.get("reason", ""), waiting.get("message", "")) if part),
-        unschedulable=scheduled.get("message", "") if scheduled.get("reason") == "Unschedulable" else "",
-        code=ended.get("exitCode"),
-        oom=ended.get("reason") == "OOMKilled",
-        disrupted=conditions.get("DisruptionTarget", {}).get("status") == "True",
-        termination=_termination(ended.get("message")),
-    )
-
-
-def _termination(message: str | None) -> Termination | None:
-    try:
-        return Termination.model_validate_json(message) if message else None
-    except ValidationError:
-        return None
-
-
 # ---------------------------------------------------------------- judging
 
 
-def judge(seen: Seen, trail: Trail, progress: Progress, limits: Limits, now: float) -> Wait | Ended:
-    """What the attempt is doing, or how it ended. Keeps the trail."""
+def judge(seen: Seen, trail: Trail, progress: Progress | None, limits: Limits, now: float) -> Wait | Ended:
+    """What the attempt is doing, or how it ended. Keeps the trail.
+
+    Args:
+        progress: None while storage does not answer: silence that nobody could have broken is not counted.
+    """
+    if progress is None:
+        progress = _unseen(trail, now)
+    at = {"step": progress.step, "committed_step": progress.committed_step, "settled": True}
     if not seen.exists:
-        error = "the job is gone: somebody deleted it, which means stop"
-        return Ended("permanent", ClusterError.code, error, progress.step, progress.committed_step)
-    if seen.suspended:
+        cause = "the job is gone: somebody deleted it, which means stop"
+        return Ended("permanent", ClusterError.code, cause, **at)
+    if seen.suspended or trail.suspensions not in (None, seen.suspensions):
         trail.workers.clear()  # pods come back with other uids
-        return _patience(Wait("queue", "suspended: waiting for quota"), trail, limits, now)
+        trail.nodes.clear()
+    trail.suspensions = seen.suspensions
+    if seen.suspended:
+        reason = f"suspended: waiting for quota{': ' + seen.queue_note if seen.queue_note else ''}"
+        return _patience(Wait("queue", reason), trail, limits, now)
     if (replaced := _replaced(seen, trail)) is not None:
         # The new pod would wait in rendezvous for ranks that have gone on without it.
-        return Ended(
-            "retry",
-            UNKNOWN,
-            f"pod {replaced.name} was replaced in the middle",
-            progress.step,
-            progress.committed_step,
-            replaced.node,
-        )
+        cause = f"pod {replaced.name} was replaced in the middle"
+        return Ended("retry", UNKNOWN, cause, node=trail.workers[replaced.name].node, **at)
     for worker in seen.workers:
         trail.workers[worker.name] = worker
     if seen.outcome == "succeeded":
-        return Ended("done", DONE, "succeeded", progress.step, progress.committed_step)
+        return Ended("done", DONE, "succeeded", **at)
     if seen.outcome == "failed":
-        return cause_of_end(trail.workers.values(), seen.message, progress)
+        return _failed(seen, trail, progress, now)
     for worker in seen.workers:
         if (reason := worker.waiting.partition(":")[0]) in HOPELESS:
             cause = f"pod {worker.name}: {HOPELESS[reason]} ({worker.waiting})"
-            return Ended("permanent", ClusterError.code, cause, progress.step, progress.committed_step, worker.node)
+            return Ended("permanent", ClusterError.code, cause, node=worker.node, **at)
     return _running(seen, trail, progress, limits, now)
+
+
+def _unseen(trail: Trail, now: float) -> Progress:
+    trail.progress_since = now
+    trail.nodes = {name: (beat, now, now) for name, (beat, _, _) in trail.nodes.items()}
+    return trail.progress
 
 
 def _replaced(seen: Seen, trail: Trail) -> Worker | None:
@@ -226,27 +179,63 @@ def _replaced(seen: Seen, trail: Trail) -> Worker | None:
     return next((one for one in seen.workers if one.name in known and known[one.name].uid != one.uid), None)
 
 
+def _failed(seen: Seen, trail: Trail, progress: Progress, now: float) -> Wait | Ended:
+    """The operator says so at the first pod that failed; the others have a moment to end."""
+    trail.failed_since = now if trail.failed_since is None else trail.failed_since
+    late = [one.name for one in seen.workers if not one.over]
+    if late and now - trail.failed_since < SETTLE_S:
+        return Wait("end", f"the job failed; waiting for {', '.join(late[:3])} to end")
+    return cause_of_end(trail.workers.values(), seen.message, progress)
+
+
 def _running(seen: Seen, trail: Trail, progress: Progress, limits: Limits, now: float) -> Wait | Ended:
     """Not ended by its own account: waiting for nodes, for containers, or at work."""
     nodeless = next((one for one in seen.workers if one.node is None), None)
     if len(seen.workers) < seen.wanted or nodeless is not None:
-        reason = nodeless.unschedulable if nodeless and nodeless.unschedulable else "no node yet"
-        return _patience(
-            Wait("schedule", f"{_bound(seen)} of {seen.wanted} pods have a node: {reason}"), trail, limits, now
-        )
+        reason = (nodeless.unschedulable if nodeless else "") or seen.note or seen.queue_note or "no node yet"
+        text = f"{_bound(seen)} of {seen.wanted} pods have a node: {reason}"
+        return _patience(Wait("schedule", text), trail, limits, now)
     idle = next((one for one in seen.workers if one.phase == "Pending"), None)
     if idle is not None:
-        return _patience(Wait("start", f"{idle.name} on {idle.node}: {idle.waiting or 'starting'}"), trail, limits, now)
-    if progress != trail.progress or trail.waiting_for != "run":
-        trail.progress, trail.progress_since, trail.waiting_for = progress, now, "run"
+        reason = "; ".join(part for part in (idle.waiting, idle.note) if part) or "starting"
+        return _patience(Wait("start", f"{idle.name} on {idle.node}: {reason}"), trail, limits, now)
+    if trail.waiting_for != "run":
+        trail.waiting_for, trail.progress_since = "run", now
+        trail.nodes.clear()
+    if progress != trail.progress:
+        trail.progress, trail.progress_since = progress, now
     if not progress.watched:
         return Wait("run", "at work")
+    if (hang := _hang(seen, trail, progress, limits, now)) is not None:
+        return hang
+    return Wait("run", f"{progress.phase or 'starting'}, step {progress.step}")
+
+
+def _hang(seen: Seen, trail: Trail, progress: Progress, limits: Limits, now: float) -> Ended | None:
+    """Of any node: its heartbeat stands still, or its ranks do for longer than their phase may take."""
+    at = {"step": progress.step, "committed_step": progress.committed_step, "settled": True}
+    place = {one.name: one.node for one in seen.workers if not one.over}
+    for name, beat in progress.nodes:
+        if name not in place:
+            continue  # its heart may rest
+        known, since_sequence, since_beats = trail.nodes.get(name, (beat, now, now))
+        since_sequence = since_sequence if beat.sequence == known.sequence else now
+        moved = (beat.beats, beat.step, beat.phase) != (known.beats, known.step, known.phase)
+        since_beats = now if moved or beat.beats is None else since_beats
+        trail.nodes[name] = beat, since_sequence, since_beats
+        if now - since_sequence > limits.silence_s:
+            cause = f"no heartbeat of {name} for {now - since_sequence:.0f} s (limits.silence_s {limits.silence_s})"
+            return Ended("retry", Hang.code, cause, node=place[name], suspect=True, **at)
+        limit = (beat.limit_s or limits.silence_s) + MARGIN_S
+        if now - since_beats > limit:
+            cause = f"no progress of {name} for {now - since_beats:.0f} s in phase {beat.phase} (limit {limit:.0f} s)"
+            return Ended("retry", Hang.code, cause, node=place[name], **at)
     silence = now - trail.progress_since
     limit = max(limits.silence_s, progress.limit_s + MARGIN_S if progress.limit_s else 0)
     if silence > limit:
         cause = f"no progress for {silence:.0f} s in phase {progress.phase or 'start'} (limit {limit:.0f} s)"
-        return Ended("retry", Hang.code, cause, progress.step, progress.committed_step)
-    return Wait("run", f"{progress.phase or 'starting'}, step {progress.step}")
+        return Ended("retry", Hang.code, cause, **at)
+    return None
 
 
 def _bound(seen: Seen) -> int:
@@ -262,37 +251,39 @@ def _patience(wait: Wait, trail: Trail, limits: Limits, now: float) -> Wait | En
         return wait
     cause = f"{wait.reason} (waited {now - trail.waiting_since:.0f} s, limits.{wait.kind}_s is {limit})"
     # A container that hangs in starting may do better elsewhere; no quota and no node will not come by trying again.
-    return Ended("retry" if wait.kind == "start" else "permanent", ClusterError.code, cause)
+    return Ended("retry" if wait.kind == "start" else "permanent", ClusterError.code, cause, settled=True)
 
 
-def cause_of_end(workers: Any, message: str, progress: Progress) -> Ended:
+# ---------------------------------------------------------------- the decision over all ranks
+
+
+def with_records(workers: Iterable[Worker], ends: Mapping[str, Termination]) -> list[Worker]:
+    """Workers whose pods went before anybody read them, with what their nodes wrote to storage.
+
+    A record of before the container started (the attempt was suspended meanwhile) is another life's; both times are of
+    one node's clock.
+    """
+    made = []
+    for worker in workers:
+        end = ends.get(worker.name)
+        if worker.termination is None and end is not None and (not worker.started or end.time >= worker.started):
+            code = end.code if worker.code is None else worker.code
+            worker = replace(worker, termination=end, code=code)
+        made.append(worker)
+    return made
+
+
+def cause_of_end(workers: Iterable[Worker], message: str, progress: Progress) -> Ended:
     """The decision over all ranks of all pods."""
-    codes: dict[int, int] = {}
-    place: dict[int, Worker] = {}
-    errors: dict[int, str] = {}
-    platform = False
-    for index, worker in enumerate(sorted(workers, key=lambda one: one.name)):
-        found = (
-            dict(worker.termination.codes)
-            if worker.termination and worker.termination.codes
-            else {UNRANKED + index: worker.code}
-        )
-        platform |= worker.disrupted
-        for rank, code in found.items():
-            if code is None:
-                continue
-            codes[rank] = OutOfMemory.code if worker.oom and code in (137, -9) else code
-            place[rank] = worker
-            errors[rank] = worker.termination.error if worker.termination and worker.termination.rank == rank else ""
-    committed = max(
-        (
-            w.termination.committed_step
-            for w in place.values()
-            if w.termination and w.termination.committed_step is not None
-        ),
-        default=None,
-    )
-    step = max([progress.step, *(w.termination.step for w in place.values() if w.termination)])
+    found = sorted(workers, key=lambda one: one.name)
+    codes, place = _codes(found)
+    platform = any(one.disrupted for one in found)
+    own = {code for code in codes.values() if code not in (DONE, Preempted.code, PeerLost.code, Hang.code, -15)}
+    if own and not platform:
+        # The operator stops the other pods when one has failed: their 143 is its doing, not a preemption.
+        codes = {rank: code for rank, code in codes.items() if code != Preempted.code}
+    ends = [one.termination for one in found if one.termination]
+    committed = max((end.committed_step for end in ends if end.committed_step is not None), default=None)
     rank, code = first_cause(codes)
     decision = decide(codes.values())
     if decision == "done":  # the job failed, but no pod says why: taken away, or its node is gone
@@ -303,17 +294,30 @@ def cause_of_end(workers: Any, message: str, progress: Progress) -> Ended:
         decision = "preempted"  # eviction shows as 137, and the peers as lost
     where = place.get(rank)
     pod = f"pod {where.name} on {where.node}" if where else "no pod said why"
-    told = errors.get(rank) or message
+    told = where.termination.error if where and where.termination and where.termination.rank == rank else ""
     cause = f"rank {rank} ended with {code}" if 0 <= rank < UNRANKED else f"exit code {code}"
     return Ended(
         decision,
         code,
-        f"{cause} ({pod}){': ' + told if told else ''}",
-        step=step,
+        f"{cause} ({pod}){': ' + text if (text := told or message) else ''}",
+        step=max([progress.step, *(end.step for end in ends)]),
         committed_step=committed if committed is not None else progress.committed_step,
         node=where.node if where else None,
         suspect=code in FAULTS or bool(where and where.phase == "Unknown"),
     )
+
+
+def _codes(workers: Sequence[Worker]) -> tuple[dict[int, int], dict[int, Worker]]:
+    """(rank -> exit code, rank -> its pod); a pod without a record of its ranks has a key of its own."""
+    codes: dict[int, int] = {}
+    place: dict[int, Worker] = {}
+    for index, worker in enumerate(workers):
+        recorded = worker.termination.codes if worker.termination else {}
+        for rank, code in (dict(recorded) or {UNRANKED + index: worker.code}).items():
+            if code is not None:
+                codes[rank] = OutOfMemory.code if worker.oom and code in (137, -9) else code
+                place[rank] = worker
+    return codes, place
 
 
 # ---------------------------------------------------------------- what next
@@ -328,7 +332,7 @@ def next_action(history: Sequence[Ended], limits: Limits, elapsed_s: float) -> A
     if elapsed_s > limits.deadline_s:
         return Stop(_error(f"not finished within limits.deadline_s {limits.deadline_s}", last, history))
     if last.decision == "preempted":
-        return Again(0.0, _suspects(history), f"preempted: {last.cause}")
+        return _after_preemption(history, limits)
     if len(counted) >= limits.attempts:
         return Stop(_error(f"all {limits.attempts} attempts failed (limits.attempts)", last, history))
     if last.decision in ("retry-once", "done") and _same_again(counted):
@@ -339,6 +343,22 @@ def next_action(history: Sequence[Ended], limits: Limits, elapsed_s: float) -> A
         )
     delay = min(limits.backoff_s * 2 ** min(without, 20), limits.backoff_max_s)
     return Again(float(delay), _suspects(history), last.cause)
+
+
+def _after_preemption(history: Sequence[Ended], limits: Limits) -> Again | Stop:
+    """Not counted as an attempt; but one after the other without a commit in between gets nowhere."""
+    last = history[-1]
+    row = 0
+    for one in reversed(history):
+        if one.decision != "preempted":
+            break
+        row += 1
+    without = min(row, _without_progress(history))
+    if without >= limits.preemptions_without_progress:
+        what = f"preempted {without} times in a row without a commit (limits.preemptions_without_progress)"
+        return Stop(_error(f"{what}: commit more often (checkpoint.every_steps)", last, history))
+    delay = min(limits.backoff_s * 2 ** (without - 2), limits.backoff_max_s) if without > 1 else 0
+    return Again(float(delay), _suspects(history), f"preempted: {last.cause}")
 
 
 def _same_again(counted: Sequence[Ended]) -> bool:

@@ -119,6 +119,7 @@ class Reporter:
                 node=self.attempt.node,
                 attempt=self.attempt.number,
                 sequence=self._sequence,
+                beats=sum(beat.sequence for beat in beats),
                 step=slowest.step if slowest else 0,
                 phase=slowest.phase if slowest else "start",
                 phase_limit_s=slowest.phase_limit_s if slowest else heartbeat.PHASE_LIMIT_S["start"],

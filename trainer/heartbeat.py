@@ -81,6 +81,9 @@ class Heartbeat(Record):
     node: str
     attempt: int
     sequence: int
+    """Grows with every heartbeat: the node lives."""
+    beats: int | None = None
+    """Of all its ranks: grows with whatever they get done."""
     step: int
     """Of the slowest rank of the node."""
     phase: str

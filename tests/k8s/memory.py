@@ -9,28 +9,31 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from k8s.client import PODS, Conflict, Exists, Json, Kind, kind_of
+from k8s.client import JOBS, PODS, PYTORCH_JOBS, Conflict, Exists, Json, Kind, kind_of
+from k8s.mirror import Event
 from k8s.schemas.validate import problems
-from trainer.errors import ClusterError
 
 
 class MemoryApi:
-    """`on_poll` is called at every read of a job, with the number of reads so far: the test's script."""
+    """`outlive` keeps pods, marked as being deleted, when their job goes: a kubelet's grace."""
 
-    def __init__(self, on_poll: Callable[[MemoryApi, int], None] | None = None):
+    def __init__(self) -> None:
         self.objects: dict[tuple[str, str], Json] = {}
         self.calls: list[str] = []
-        self.refuse_dry_run = ""
-        self._on_poll, self._polls, self._count = on_poll, 0, 0
+        self.refuse_dry_run: list[Exception] = []
+        self.outlive = False
+        self._count = 0
 
     # ------------------------------------------------------------ Api
 
     def get(self, kind: Kind, name: str) -> Json | None:
-        if kind != PODS and kind.plural in ("pytorchjobs", "jobs"):
-            self._polls += 1
-            if self._on_poll is not None:
-                self._on_poll(self, self._polls)
         return copy.deepcopy(self.objects.get((kind.plural, name)))
+
+    def snapshot(self, kind: Kind, labels: Mapping[str, str]) -> tuple[list[Json], str]:
+        return self.list(kind, labels), str(self._count)
+
+    def watch(self, kind: Kind, labels: Mapping[str, str], version: str) -> Iterator[tuple[str, Json]]:
+        raise NotImplementedError("MemoryView looks by itself")
 
     def list(self, kind: Kind, labels: Mapping[str, str]) -> list[Json]:
         return [
@@ -43,7 +46,7 @@ class MemoryApi:
         kind, name = kind_of(body), body["metadata"]["name"]
         self.calls.append(f"{'dry-run' if dry_run else 'create'} {body['kind']} {name}")
         if dry_run and self.refuse_dry_run:
-            raise ClusterError("the cluster refused a request", got=self.refuse_dry_run)
+            raise self.refuse_dry_run.pop(0)
         assert problems(body) == []
         if (kind.plural, name) in self.objects:
             raise Exists(name)
@@ -66,7 +69,14 @@ class MemoryApi:
         self.calls.append(f"delete {found['kind']} {name}")
         del self.objects[kind.plural, name]
         for key, one in list(self.objects.items()):
-            if any(owner["uid"] == uid for owner in one["metadata"].get("ownerReferences", [])):
+            owners = one["metadata"].get("ownerReferences", [])
+            if not any(owner["uid"] == uid for owner in owners):
+                continue
+            if key[0] == "pods" and self.outlive:
+                one["metadata"]["deletionTimestamp"] = "2026-11-22T00:00:00Z"
+            elif len(owners) > 1:
+                owners[:] = [owner for owner in owners if owner["uid"] != uid]
+            else:
                 del self.objects[key]
         return True
 
@@ -117,15 +127,52 @@ class MemoryApi:
 
 def _merge(into: Json, change: Json) -> None:
     for key, value in change.items():
-        if isinstance(value, dict) and isinstance(into.get(key), dict):
+        if value is None:
+            into.pop(key, None)
+        elif isinstance(value, dict) and isinstance(into.get(key), dict):
             _merge(into[key], value)
         else:
             into[key] = value
 
 
+class MemoryView:
+    """What the launcher's loop looks at, without watches: `act` is what happens on the cluster while it waits."""
+
+    def __init__(self, api: MemoryApi, sleep: Callable[[float], None]):
+        self.api, self.sleep = api, sleep
+        self.act: Callable[[], None] = lambda: None
+        self.said: list[Event] = []
+        self.silent: float | None = None
+        self.selected: Mapping[str, str] = {}
+        self.closed = False
+
+    def jobs(self) -> list[Json]:
+        return [one for kind in (PYTORCH_JOBS, JOBS) for one in self.api.list(kind, self.selected)]
+
+    def pods(self) -> list[Json]:
+        return self.api.list(PODS, self.selected)
+
+    def events(self) -> list[Event]:
+        return self.said
+
+    def note(self, kind: Kind, found: Json) -> None:
+        pass
+
+    def wait(self, seconds: float) -> None:
+        self.sleep(seconds)
+        self.act()
+
+    def silent_since(self) -> float | None:
+        return self.silent
+
+    def close(self) -> None:
+        self.closed = True
+
+
 def ended(code: int, message: str = "", reason: str = "") -> Json:
-    """Container statuses of a pod whose container ended."""
-    return {"containerStatuses": [{"state": {"terminated": {"exitCode": code, "message": message, "reason": reason}}}]}
+    """Status of a pod whose container ended."""
+    state = {"terminated": {"exitCode": code, "message": message, "reason": reason}}
+    return {"phase": "Failed" if code else "Succeeded", "containerStatuses": [{"state": state}]}
 
 
 def waiting(reason: str, message: str = "") -> Json:

@@ -8,7 +8,8 @@ import pytest
 
 from k8s import decide
 from k8s.cluster import Limits
-from k8s.decide import Again, Ended, Progress, Seen, Stop, Trail, Wait, Worker
+from k8s.decide import Again, Ended, NodeBeat, Progress, Stop, Trail, Wait
+from k8s.seen import Seen, Worker
 from trainer.heartbeat import Termination
 
 LIMITS = Limits(
@@ -25,7 +26,8 @@ LIMITS = Limits(
 
 
 def a_worker(index: int = 0, **more: Any) -> Worker:
-    return Worker(**({"name": f"w-{index}", "uid": f"u-{index}", "node": f"n-{index}", "phase": "Running"} | more))
+    fields: dict[str, Any] = {"name": f"w-{index}", "uid": f"u-{index}", "node": f"n-{index}", "phase": "Running"}
+    return Worker(**(fields | more))
 
 
 def a_termination(code: int, **more: Any) -> Termination:
@@ -64,6 +66,10 @@ def judge(seen: Seen, progress: Progress = NOTHING, trail: Trail | None = None, 
         ([a_worker(0, termination=a_termination(143, committed_step=7))], ("preempted", 143)),
         ([a_worker(0, code=143, disrupted=True)], ("preempted", 143)),
         ([a_worker(0, code=143)], ("retry", 143)),
+        # the operator stops the others when one has failed: their 143 is no preemption, whatever they committed before
+        ([a_worker(0, code=139), a_worker(1, termination=a_termination(143, committed_step=7))], ("retry", 139)),
+        ([a_worker(0, code=1), a_worker(1, termination=a_termination(143, committed_step=7))], ("retry-once", 1)),
+        ([a_worker(0, code=139, disrupted=True), a_worker(1, code=143)], ("preempted", 143)),
         # eviction shows as a kill
         ([a_worker(0, code=137, disrupted=True), a_worker(1, code=144)], ("preempted", 137)),
         ([a_worker(0, code=137), a_worker(1, code=144)], ("retry", 137)),
@@ -128,6 +134,42 @@ def test_pods_that_come_back_after_a_suspension_are_no_replacement() -> None:
     assert isinstance(judge(Seen(exists=True, workers=(a_worker(0, uid="other"),)), trail=trail), Wait)
 
 
+def test_a_resumption_between_two_looks_is_no_replacement_either() -> None:
+    """Suspended and resumed while nobody looked: only the time of the condition tells."""
+    for suspensions, want in (("12:00", Wait), ("", Ended)):
+        trail = Trail(started=0.0)
+        judge(Seen(exists=True, workers=(a_worker(0),)), trail=trail)
+        again = Seen(exists=True, suspensions=suspensions, workers=(a_worker(0, uid="other"),))
+        assert isinstance(judge(again, trail=trail), want)
+
+
+def test_a_failed_job_waits_a_moment_for_what_the_other_ranks_say() -> None:
+    trail = Trail(started=0.0)
+    first, running = a_worker(0, code=139, phase="Failed"), a_worker(1)
+    state = judge(a_failed(first, running), trail=trail, now=0.0)
+    assert isinstance(state, Wait) and state.kind == "end"
+    state = judge(a_failed(first, a_worker(1, code=65, phase="Failed")), trail=trail, now=2.0)
+    assert isinstance(state, Ended) and state.code == 65
+    # one that does not end in time is not waited for
+    trail = Trail(started=0.0)
+    judge(a_failed(first, running), trail=trail, now=0.0)
+    state = judge(a_failed(first, running), trail=trail, now=9.0)
+    assert isinstance(state, Ended) and state.code == 139
+
+
+def test_a_record_in_storage_speaks_for_a_pod_that_went_unread() -> None:
+    pod = a_worker(0, started="2026-11-22T10:00:00Z")
+    end = a_termination(65, time="2026-11-22T11:00:00Z", error="MediaError: cut off")
+    (worker,) = decide.with_records([pod], {"w-0": end})
+    assert decide.cause_of_end([worker], "", NOTHING).code == 65
+    # of the life before a suspension: not this container's
+    (worker,) = decide.with_records([pod], {"w-0": end.model_copy(update={"time": "2026-11-22T09:00:00Z"})})
+    assert worker.code is None
+    # what the pod itself said comes first
+    (worker,) = decide.with_records([a_worker(0, termination=a_termination(139))], {"w-0": end})
+    assert decide.cause_of_end([worker], "", NOTHING).code == 139
+
+
 # ---------------------------------------------------------------- waiting
 
 
@@ -157,6 +199,15 @@ def test_the_scheduler_and_the_kubelet_are_quoted() -> None:
     assert isinstance(state, Wait) and "Insufficient nvidia.com/gpu" in state.reason
 
 
+def test_queue_and_volume_and_quota_are_quoted_from_events() -> None:
+    state = judge(Seen(exists=True, suspended=True, queue_note="Pending: insufficient unused quota for gpu"))
+    assert isinstance(state, Wait) and "insufficient unused quota" in state.reason
+    state = judge(Seen(exists=True, note="FailedCreatePod: exceeded quota: gpus", wanted=2))
+    assert isinstance(state, Wait) and "exceeded quota: gpus" in state.reason
+    state = judge(Seen(exists=True, workers=(a_worker(0, phase="Pending", note='FailedMount: secret "x" not found'),)))
+    assert isinstance(state, Wait) and 'secret "x" not found' in state.reason
+
+
 @pytest.mark.parametrize("reason", ["ImagePullBackOff", "CreateContainerConfigError", "InvalidImageName"])
 def test_what_no_waiting_cures_fails_at_once(reason: str) -> None:
     state = judge(Seen(exists=True, workers=(a_worker(0, phase="Pending", waiting=f"{reason}: told why"),)))
@@ -182,6 +233,50 @@ def test_a_phase_that_says_its_own_limit_gets_it_and_a_margin() -> None:
     assert isinstance(judge(seen, slow, trail, 561.0), Ended)
 
 
+def beats(**nodes: NodeBeat) -> Progress:
+    return Progress(sequence=sum(beat.sequence for beat in nodes.values()), nodes=tuple(sorted(nodes.items())))
+
+
+def two_pods() -> Seen:
+    return Seen(exists=True, workers=(a_worker(0, name="a"), a_worker(1, name="b")), wanted=2)
+
+
+def test_one_silent_node_among_others_is_a_hang_and_is_suspected() -> None:
+    trail = Trail(started=0.0)
+    for now in range(0, 21, 5):
+        moving = beats(a=NodeBeat(now, now, limit_s=500), b=NodeBeat(1, 1, limit_s=500))
+        assert isinstance(judge(two_pods(), moving, trail, float(now)), Wait)
+    state = judge(two_pods(), beats(a=NodeBeat(99, 99, limit_s=500), b=NodeBeat(1, 1, limit_s=500)), trail, 21.0)
+    assert isinstance(state, Ended)
+    assert (state.code, state.node, state.suspect) == (145, "n-1", True) and "no heartbeat of b" in state.cause
+
+
+def test_ranks_that_stand_still_behind_a_living_heartbeat_are_a_hang_after_their_phases_limit() -> None:
+    trail = Trail(started=0.0)
+    for now in range(0, 161, 5):
+        state = judge(two_pods(), beats(a=NodeBeat(now, 7, phase="train", limit_s=100)), trail, float(now))
+        assert isinstance(state, Wait)
+    state = judge(two_pods(), beats(a=NodeBeat(999, 7, phase="train", limit_s=100)), trail, 161.0)
+    assert isinstance(state, Ended) and state.code == 145 and "phase train (limit 160 s)" in state.cause
+
+
+def test_ranks_that_get_on_within_one_step_are_no_hang() -> None:
+    trail = Trail(started=0.0)
+    for now in range(0, 2000, 10):
+        state = judge(two_pods(), beats(a=NodeBeat(now, now, phase="evaluate", limit_s=100)), trail, float(now))
+        assert isinstance(state, Wait)
+
+
+def test_silence_that_nobody_could_have_broken_is_not_counted() -> None:
+    trail = Trail(started=0.0)
+    still = beats(a=NodeBeat(1, 1, limit_s=500))
+    judge(two_pods(), still, trail, 0.0)
+    for now in range(15, 600, 15):
+        assert isinstance(decide.judge(two_pods(), trail, None, LIMITS, float(now)), Wait)
+    assert isinstance(judge(two_pods(), still, trail, 600.0), Wait)
+    assert isinstance(judge(two_pods(), still, trail, 621.0), Ended)
+
+
 # ---------------------------------------------------------------- what next
 
 
@@ -194,6 +289,8 @@ def test_a_phase_that_says_its_own_limit_gets_it_and_a_margin() -> None:
         ([an_end("retry-once", 1, step=5), an_end("retry-once", 1, step=5)], "the same error came back"),
         ([an_end("retry-once", 147, step=5), an_end("retry-once", 147, step=9)], "the same error came back"),
         ([an_end("done", 0), an_end("done", 0)], "the same error came back"),
+        ([an_end("preempted", 143)] * 10, "preempted 10 times in a row without a commit"),
+        ([an_end("preempted", 143, committed=5)] + [an_end("preempted", 143, committed=5)] * 10, "without a commit"),
     ],
 )
 def test_a_step_stops_when_trying_again_would_not_help(history: list[Ended], want: str) -> None:
@@ -210,7 +307,8 @@ def test_a_step_stops_when_trying_again_would_not_help(history: list[Ended], wan
         [an_end(committed=n) for n in (1, 2, 3)],
         [an_end("retry-once", 1, step=5)],
         [an_end("retry-once", 1, step=5), an_end("retry-once", 1, step=6)],
-        [an_end("preempted", 143)] * 50,
+        [an_end("preempted", 143)] * 9,
+        [an_end("preempted", 143, committed=n) for n in range(50)],
         [an_end(), an_end("preempted", 143), an_end()],
     ],
 )
@@ -225,14 +323,17 @@ def test_the_error_carries_the_causes_exit_code_and_tells_every_attempt() -> Non
     assert "attempt 1: retry, first" in str(action.error) and "attempt 2: permanent, bad image" in str(action.error)
 
 
-def test_pauses_double_up_to_a_limit_and_a_preemption_has_none() -> None:
+def test_pauses_double_up_to_a_limit_and_the_first_preemption_has_none() -> None:
     delays = [
         decide.next_action([an_end()] * n, LIMITS.model_copy(update={"attempts": 9, "without_progress": 9}), 0.0)
         for n in (1, 2, 3)
     ]
     assert [one.delay_s for one in delays if isinstance(one, Again)] == [20, 35, 35]
-    after = decide.next_action([an_end("preempted", 143)], LIMITS, 0.0)
-    assert isinstance(after, Again) and after.delay_s == 0
+    after = [decide.next_action([an_end("preempted", 143)] * n, LIMITS, 0.0) for n in (1, 2, 3, 4)]
+    assert [one.delay_s for one in after if isinstance(one, Again)] == [0, 10, 20, 35]
+    moving = [an_end("preempted", 143, committed=n) for n in range(4)]
+    action = decide.next_action(moving, LIMITS, 0.0)
+    assert isinstance(action, Again) and action.delay_s == 0
 
 
 def test_the_deadline_covers_all_attempts_together() -> None:

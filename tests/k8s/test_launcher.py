@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from k8s import launcher, names
+from k8s import cleanup, launcher, names
 from k8s.client import PYTORCH_JOBS, Conflict
 from k8s.cluster import Cluster, load_cluster
 from k8s.decide import Progress
@@ -20,7 +20,7 @@ from k8s.job import render_prepare
 from k8s.launcher import Launcher, Task
 from k8s.names import Run
 from k8s.pytorchjob import render_stage
-from tests.k8s.memory import MemoryApi, ended, waiting
+from tests.k8s.memory import MemoryApi, MemoryView, ended, waiting
 from trainer.command import PrepareCall, prepare_command
 from trainer.errors import ClusterError, UsageError
 from trainer.heartbeat import Termination
@@ -31,18 +31,13 @@ RECIPE = load_recipe("tiny")
 
 
 class Bench:
-    """A launcher with a clock that only its sleeps move, and what it said."""
+    """A launcher with a clock that only its waiting moves, and what it said."""
 
-    def __init__(
-        self,
-        on_poll: Callable[[MemoryApi, int], None] | None = None,
-        *,
-        run_id: str = "run-1",
-        cluster: Cluster | None = None,
-    ):
-        self.api = MemoryApi(on_poll)
+    def __init__(self, *, run_id: str = "run-1", cluster: Cluster | None = None, api: MemoryApi | None = None):
+        self.api = api or MemoryApi()
+        self.view = MemoryView(self.api, self.sleep)
         self.done = False
-        self.progress = Progress()
+        self.progress: Progress | Exception = Progress()
         self.now = 0.0
         self.said: list[str] = []
         self.run_id, self.cluster = run_id, cluster or load_cluster("test")
@@ -54,21 +49,30 @@ class Bench:
             "run": Run(out=OUT, id=self.run_id, stage_digest="d"),
             "render": lambda run: render_stage(RECIPE, "sft", cluster, run),
             "finished": lambda: self.done,
-            "progress": lambda attempt: self.progress,
+            "progress": lambda attempt: self.look(),
         }
         return Task(**(fields | more))
+
+    def look(self) -> Progress:
+        if isinstance(self.progress, Exception):
+            raise self.progress
+        return self.progress
 
     def launch(self, **more: Any) -> None:
         self.launcher(**more).launch()
 
     def launcher(self, **more: Any) -> Launcher:
+        task = self.task(**more)
+        self.view.selected = {names.IDENTITY: task.run.identity, names.STEP: task.step}
         return Launcher(
             self.api,
             self.cluster,
-            self.task(**more),
+            task,
             say=self.said.append,
             clock=lambda: self.now,
             sleep=self.sleep,
+            now=lambda: 1_000_000 + self.now,
+            view=self.view,
             follow=False,
         )
 
@@ -82,10 +86,34 @@ class Bench:
         self.api.condition("Succeeded")
         self.done = True
 
+    def fail(self, code: int = 139, message: str = "") -> None:
+        self.api.pod(0, **ended(code, message))
+        self.api.condition("Failed")
+
+    def jobs(self) -> list[str]:
+        return [name for plural, name in self.api.objects if plural in ("pytorchjobs", "jobs")]
+
+    def created(self) -> int:
+        return sum(call.startswith("create PyTorchJob") for call in self.api.calls)
+
+
+def a_record(code: int, rank: int = 0, **more: Any) -> Termination:
+    return Termination(**({"code": code, "decision": "", "rank": rank, "codes": {rank: code}} | more))
+
 
 def script(bench: Bench, *acts: Callable[[], None]) -> None:
-    """One act at each read of the job."""
-    bench.api._on_poll = lambda api, count: acts[min(count, len(acts)) - 1]()
+    """One act each time that the launcher waits; the last one again and again."""
+    left = list(acts)
+
+    def act() -> None:
+        now = left.pop(0) if len(left) > 1 else left[0]
+        now()
+
+    bench.view.act = act
+
+
+def nothing() -> None:
+    pass
 
 
 def test_a_finished_stage_creates_nothing() -> None:
@@ -101,14 +129,15 @@ def test_a_stage_is_asked_for_before_it_is_created_and_owns_its_config_map() -> 
     bench.launch()
     name = bench.api.job()["metadata"]["name"]
     kinds = [" ".join(call.split()[:2]) for call in bench.api.calls]
-    assert kinds == ["dry-run PyTorchJob", "dry-run Pod", "create ConfigMap", "create PyTorchJob", "patch ConfigMap"]
+    asked = ["dry-run ConfigMap", "dry-run PyTorchJob", "dry-run Pod"]
+    assert kinds == [*asked, "create PyTorchJob", "create ConfigMap"]
     (config_map,) = [one for (plural, _), one in bench.api.objects.items() if plural == "configmaps"]
     assert [owner["name"] for owner in config_map["metadata"]["ownerReferences"]] == [name]
 
 
 def test_what_the_server_refuses_in_the_dry_run_creates_nothing() -> None:
     bench = Bench()
-    bench.api.refuse_dry_run = "violates PodSecurity"
+    bench.api.refuse_dry_run = [ClusterError("the cluster refused a request", got="violates PodSecurity")]
     with pytest.raises(ClusterError, match="violates PodSecurity"):
         bench.launch()
     assert bench.api.objects == {}
@@ -116,15 +145,9 @@ def test_what_the_server_refuses_in_the_dry_run_creates_nothing() -> None:
 
 def test_a_failed_attempt_is_followed_by_another_name() -> None:
     bench = Bench()
-
-    def fail() -> None:
-        bench.api.pod(0, **ended(139))
-        bench.api.condition("Failed")
-
-    script(bench, fail, lambda: None, bench.finish)
+    script(bench, bench.fail, bench.finish)
     bench.launch()
-    jobs = [name for plural, name in bench.api.objects if plural == "pytorchjobs"]
-    assert [name[-3:] for name in jobs] == ["-a1", "-a2"]
+    assert [name[-3:] for name in bench.jobs()] == ["-a1", "-a2"]
     assert bench.now >= bench.cluster.limits.backoff_s
     # the segmentation fault's node is left out, and that is recorded
     assert bench.api.job()["metadata"]["annotations"][names.EXCLUDED] == "node-a"
@@ -132,19 +155,12 @@ def test_a_failed_attempt_is_followed_by_another_name() -> None:
 
 def test_a_permanent_error_ends_the_step_with_the_causes_code() -> None:
     bench = Bench()
-
-    def fail() -> None:
-        message = Termination(
-            code=65, decision="permanent", rank=1, codes={1: 65}, error="MediaError: cut off"
-        ).model_dump_json()
-        bench.api.pod(0, **ended(65, message))
-        bench.api.condition("Failed")
-
-    script(bench, fail)
+    message = a_record(65, rank=1, error="MediaError: cut off").model_dump_json()
+    script(bench, lambda: bench.fail(65, message))
     with pytest.raises(ClusterError, match="MediaError: cut off") as error:
         bench.launch()
     assert error.value.code == 65
-    assert sum(call.startswith("create PyTorchJob") for call in bench.api.calls) == 1
+    assert bench.created() == 1
 
 
 def test_a_job_that_succeeded_without_a_result_is_not_done() -> None:
@@ -209,15 +225,14 @@ def test_a_program_without_heartbeats_is_given_its_time_up_to_the_deadline() -> 
 
 
 def another(bench: Bench, run_id: str) -> Bench:
-    other = Bench(run_id=run_id, cluster=bench.cluster)
-    other.api = bench.api
-    return other
+    return Bench(run_id=run_id, cluster=bench.cluster, api=bench.api)
 
 
 def under_way(**more: Any) -> Bench:
     """A job that a launcher created before it was lost."""
     bench = Bench(**more)
-    bench.launcher()._create(bench.launcher()._rendered(1))
+    launcher = bench.launcher()
+    launcher.attempts.create(launcher._rendered(1))
     return bench
 
 
@@ -303,7 +318,7 @@ def test_clean_up_removes_what_the_run_owns_and_nothing_else(
     bench = under_way()
     if condition:
         bench.api.condition(condition)
-    assert len(launcher.remove_owned(bench.api, out=out, owners=owners)) == removed
+    assert len(cleanup.remove_owned(bench.api, out=out, owners=owners)) == removed
     assert len([name for plural, name in bench.api.objects if plural == "pytorchjobs"]) == 1 - removed
 
 
@@ -311,8 +326,9 @@ def test_a_job_that_another_run_took_over_survives_the_first_runs_clean_up() -> 
     bench = under_way()
     taken = another(bench, "run-2")
     taken.launcher()._newest()
-    assert launcher.remove_owned(bench.api, out=OUT, owners={"run-1"}) == []
-    assert len(launcher.remove_owned(bench.api, out=OUT, owners={"run-2"})) == 1
+    assert taken.heard("adopted")
+    assert cleanup.remove_owned(bench.api, out=OUT, owners={"run-1"}) == []
+    assert len(cleanup.remove_owned(bench.api, out=OUT, owners={"run-2"})) == 1
 
 
 # ---------------------------------------------------------------- preparation, entry

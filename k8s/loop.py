@@ -1,0 +1,415 @@
+"""The launcher's loop: attempts of one step, until it is done or cannot be.
+
+In the order things happen:
+    1  a stage whose result in storage verifies is done: nothing is created
+    2  the newest job of this (output, stage) that has not ended is adopted: its spec is compared field by field, and
+       this launcher becomes its owner (with resourceVersion: of two launchers one wins, the other sees it)
+    3  else, once no pod of an earlier attempt runs any more, the next attempt is created: dry-run of everything first,
+       all Strict
+    4  the job is watched (k8s/mirror.py): k8s/decide.py says what its state means
+    5  what became of the attempt is kept in storage (k8s/record.py) before the next one begins
+    6  success is what the StageResult in storage says, not what the job says
+
+Everything that can be decided without a cluster is in k8s/decide.py. This file never imports torch or mlflow.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+
+from k8s import decide, logs, names
+from k8s.attempts import Attempts, attempt_of, container_of, excluded_by, never_fits, pods_of
+from k8s.client import Api, Json, QuotaExceeded, Unreachable, kind_of
+from k8s.cluster import Cluster
+from k8s.decide import Again, Ended, Progress, Stop, Trail, Wait
+from k8s.logs import Follower
+from k8s.mirror import Event, Mirror, View
+from k8s.pytorchjob import Rendered
+from k8s.record import Record, Records, ended, series
+from k8s.seen import Seen, read
+from k8s.tasks import Task
+from trainer.errors import UNKNOWN, ClusterError, StorageError
+
+LOOK_S = 15.0
+"""Between two looks at the heartbeats; changes on the cluster come at once."""
+QUOTA_S = 20.0
+GONE_S = 2.0
+RENEW_S = 300.0
+GONE_MARGIN_S = 60.0
+"""Beyond their grace, for pods of an ended attempt; then their node does not answer and is left out."""
+
+Say = Callable[[str], None]
+
+
+class Launcher:
+    """Attempts of one step, until it is done or cannot be.
+
+    Args:
+        view: what the loop looks at; default: a Mirror of the API.
+        follow: whether rank 0's log is shown.
+        name: of this launcher, another for each; default: host and a random part.
+    """
+
+    def __init__(
+        self,
+        api: Api,
+        cluster: Cluster,
+        task: Task,
+        *,
+        say: Say,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+        now: Callable[[], float] = time.time,
+        view: View | None = None,
+        follow: bool = True,
+        name: str | None = None,
+    ):
+        self.api, self.cluster, self.task, self.follow = api, cluster, task, follow
+        self.say: Say = lambda line: say(f"{task.step}: {line}")
+        self.show = say
+        self.clock, self.sleep, self.now = clock, sleep, now
+        self.launcher = name or f"{os.uname().nodename[:40]}-{uuid.uuid4().hex[:8]}"
+        self.attempts = Attempts(api, task.run, launcher=self.launcher, say=self.say)
+        self.records = Records(task.records, task.step, task.run.identity, say=self.say, now=now)
+        self.history: list[Ended] = []
+        self.started = clock()
+        self.exclude: tuple[str, ...] = ()
+        self._view = view
+        self._told: set[Event] = set()
+        self._complaints: dict[str, str] = {}
+        self._waiting_since: float | None = None
+
+    def launch(self) -> None:
+        """Returns when the step is done.
+
+        Raises:
+            ClusterError: it failed for good, or the cluster refuses its objects.
+            StorageError: the API server or storage did not answer for longer than the limits allow.
+        """
+        self.started = self.clock()
+        if self._verified():
+            self.say("done already, its result verifies")
+            return
+        if self._view is None:
+            self._view = self._mirror()
+        try:
+            self._launch()
+        finally:
+            self.view.close()
+
+    @property
+    def view(self) -> View:
+        assert self._view is not None
+        return self._view
+
+    def _mirror(self) -> Mirror:
+        label = {names.IDENTITY: self.task.run.identity, names.STEP: names.label(self.task.step)}
+        ours = f"-{names.dns(self.task.step)}-{self.task.run.identity}-a"
+        kind = kind_of(self._rendered(1).job)
+        return Mirror(self.api, kind, label, lambda name: ours in name, clock=self.clock).ready()
+
+    def _launch(self) -> None:
+        job, attempt = self._newest()
+        while True:
+            if job is None:
+                job = self._created(attempt)
+            attempt = attempt_of(job)  # of a launcher that was quicker than we
+            self._begun(job, attempt)
+            trail = Trail(started=self.clock())
+            end = self._watch(job, attempt, trail)
+            if end.decision == "done":
+                if self.task.finished is None or self._verified():
+                    self.records.end(attempt, end, closed=True)
+                    self.say(f"done, attempt {attempt}")
+                    return
+                end = replace(end, cause="the job succeeded, but the stage has no verified result in storage")
+            end = self._leave(job, attempt, trail, end)
+            self.history.append(end)
+            action = decide.next_action(self.history, self.cluster.limits, self.clock() - self.started)
+            self.records.end(attempt, end, closed=isinstance(action, Stop))
+            if isinstance(action, Stop):
+                raise action.error
+            self._pause(attempt, action)
+            job, attempt = None, attempt + 1
+
+    def _pause(self, attempt: int, action: Again) -> None:
+        self.exclude = action.exclude_nodes
+        if self.exclude:
+            self.say(f"without nodes {', '.join(self.exclude)}")
+        if action.delay_s:
+            self.say(f"attempt {attempt + 1} in {action.delay_s:.0f} s")
+            self.sleep(action.delay_s)
+
+    def _verified(self) -> bool:
+        """The result in storage verifies. Storage that is down for a while must not cost a finished stage."""
+        if self.task.finished is None:
+            return False
+        began, pause = self.clock(), 2.0
+        while True:
+            try:
+                return self.task.finished()
+            except StorageError as error:
+                if self.clock() - began > self.cluster.limits.storage_s:
+                    raise
+                self._complain("storage", f"storage does not answer, asked again: {error.what}")
+            self.sleep(pause)
+            pause = min(pause * 2, 30.0)
+
+    def _complain(self, about: str, text: str) -> None:
+        """Once, however often it is found; an empty text means that it is over."""
+        if text and text != self._complaints.get(about):
+            self.say(text)
+        self._complaints[about] = text
+
+    # ------------------------------------------------------------ history
+
+    def _newest(self) -> tuple[Json | None, int]:
+        """The job to adopt, if one is under way, and the attempt that it is or that comes next."""
+        records = {one.attempt: one for one in self.records.read()}
+        jobs = {attempt_of(job): job for job in self.view.jobs()}
+        counted = {one.attempt for one in series(list(records.values()))}
+        first = min(counted, default=max(records, default=0) + 1)
+        if counted:
+            elapsed = self.now() - records[first].begun_s
+            self.started = self.clock() - max(0.0, elapsed)  # a clock that went back gives us time, not less
+        for attempt in sorted({*counted, *(number for number in jobs if number >= first)}):
+            job, record = jobs.get(attempt), records.get(attempt)
+            if job is not None and "deletionTimestamp" not in job["metadata"] and (record is None or not record.end):
+                seen = read(job, pods_of(job, self.view.pods()))
+                if seen.outcome is None or (seen.outcome == "succeeded" and self.task.finished is None):
+                    return self.attempts.adopt(job, self._rendered(attempt, excluded_by(job))), attempt
+            self.history.append(self._past(attempt, job, record))
+        last = max([0, *records, *jobs])
+        if self.history:
+            action = decide.next_action(self.history, self.cluster.limits, self.clock() - self.started)
+            if isinstance(action, Stop):
+                self.records.end(max(counted | jobs.keys()), self.history[-1], closed=True)
+                raise action.error
+            self.exclude = action.exclude_nodes
+        return None, last + 1
+
+    def _past(self, attempt: int, job: Json | None, record: Record | None) -> Ended:
+        """How an attempt of a launcher before us ended."""
+        if record is not None and record.end is not None:
+            return ended(record.end)
+        if record is None and job is not None:
+            self._begun(job, attempt)
+        seen = read(job, pods_of(job, self.view.pods()) if job else [])
+        workers = decide.with_records(seen.workers, self._ends(attempt))
+        message = seen.message or "nobody saw how it ended"
+        end = decide.cause_of_end(workers, message, Progress(committed_step=self._committed()))
+        self.records.end(attempt, end, closed=False)
+        return end
+
+    def _begun(self, job: Json, attempt: int) -> None:
+        if not self.records.knows(attempt):
+            self.records.begin(
+                attempt,
+                job=job["metadata"]["name"],
+                uid=job["metadata"]["uid"],
+                run=self.task.run.id,
+                exclude_nodes=excluded_by(job),
+            )
+
+    def _committed(self) -> int | None:
+        try:
+            return self.task.committed()
+        except StorageError:
+            return None
+
+    def _ends(self, attempt: int) -> dict:
+        return logs.stored_ends(self.task.stage_uri, attempt) if self.task.stage_uri else {}
+
+    # ------------------------------------------------------------ create
+
+    def _rendered(self, attempt: int, exclude: tuple[str, ...] | None = None) -> Rendered:
+        exclude = self.exclude if exclude is None else exclude
+        return self.task.render(replace(self.task.run, attempt=attempt, exclude_nodes=exclude))
+
+    def _created(self, attempt: int) -> Json:
+        """The next attempt, once the one before has left its nodes and a quota has room."""
+        self._wait_for_old_pods()
+        began = self.clock()
+        while True:
+            rendered = self._rendered(attempt)
+            try:
+                job = self.attempts.create(rendered)
+            except QuotaExceeded as error:
+                waited = self.clock() - began
+                if never_fits(error, read(rendered.job, []).wanted) or waited > self.cluster.limits.queue_s:
+                    raise
+                self._complain("quota", f"queue: no room in the quota: {error.got}")
+                self.sleep(QUOTA_S)
+                continue
+            self.view.note(kind_of(job), job)
+            return job
+
+    def _wait_for_old_pods(self) -> None:
+        """Two attempts must never run at a time. A pod that outlives its grace is on a node that does not answer."""
+        while running := [pod for pod in self.view.pods() if not _over(pod)]:
+            for job in self.view.jobs():
+                left = read(job, []).outcome is None and "deletionTimestamp" not in job["metadata"]
+                if left and pods_of(job, running):
+                    self.attempts.remove(job)
+            if not self._patient(running):
+                lost = sorted({node for pod in running if (node := pod["spec"].get("nodeName"))})
+                self.exclude = tuple(dict.fromkeys([*self.exclude, *lost]))
+                self.say(f"these pods outlive their grace, going on without {', '.join(lost)}")
+                break
+        self._waiting_since = None
+
+    def _patient(self, running: list[Json]) -> bool:
+        """Wait a little for pods to end; False when they had all the time there is."""
+        if self._waiting_since is None:
+            self._waiting_since = self.clock()
+        self._complain("pods", f"waiting for {len(running)} pods of the attempt to end")
+        self.view.wait(GONE_S)
+        return self.clock() - self._waiting_since <= self.cluster.grace.termination_s + GONE_MARGIN_S
+
+    # ------------------------------------------------------------ watch
+
+    def _watch(self, job: Json, attempt: int, trail: Trail) -> Ended:
+        """Until the attempt has ended. Every change of what it does is said once."""
+        self._view_knows(job)
+        follower, said, renewed = None, "", self.clock()
+        try:
+            while True:
+                current = self._current(job)
+                seen = self._look(current)
+                progress = self._progress(attempt)
+                if current is not None:
+                    self.attempts.still_ours(current)
+                state = decide.judge(seen, trail, progress, self.cluster.limits, self.clock())
+                if isinstance(state, Ended):
+                    return state
+                if self.clock() - self.started > self.cluster.limits.deadline_s:
+                    return self._overdue(trail)
+                follower = self._followed(follower, job, seen, state)
+                if (line := _line(state)) != said:
+                    said = line
+                    self.say(f"{state.kind}: {state.reason}")
+                self._wait(state)
+                if self.clock() - renewed > RENEW_S and self._renewed(job):
+                    renewed = self.clock()
+        finally:
+            if follower is not None:
+                follower.stop()
+
+    def _view_knows(self, job: Json) -> None:
+        if not any(one["metadata"]["uid"] == job["metadata"]["uid"] for one in self.view.jobs()):
+            self.view.note(kind_of(job), job)
+
+    def _current(self, job: Json) -> Json | None:
+        """The job as it is now; that it is gone is asked for once more, since a deletion cannot be taken back."""
+        uid = job["metadata"]["uid"]
+        for one in self.view.jobs():
+            if one["metadata"]["uid"] == uid:
+                return one
+        found = self.api.get(kind_of(job), job["metadata"]["name"])
+        return found if found is not None and found["metadata"]["uid"] == uid else None
+
+    def _look(self, current: Json | None) -> Seen:
+        events = self.view.events()
+        for event in events:
+            if (known := replace(event, version=0)) not in self._told:
+                self._told.add(known)
+                self.say(f"event: {event}")
+        return read(current, pods_of(current, self.view.pods()) if current else [], events)
+
+    def _renewed(self, job: Json) -> bool:
+        """Tell the reaper that somebody watches."""
+        if self.view.silent_since() is not None:
+            return False
+        try:
+            fresh = self.attempts.renew(job)
+        except Unreachable:
+            return False
+        if fresh is not None:
+            self.view.note(kind_of(job), fresh)
+        return True
+
+    def _progress(self, attempt: int) -> Progress | None:
+        try:
+            found = self.task.progress(attempt)
+            self._complain("heartbeats", "")
+            return found
+        except StorageError as error:
+            self._complain("heartbeats", f"no heartbeats to be had, storage does not answer: {error.what}")
+            return None
+
+    def _wait(self, state: Wait) -> None:
+        """For a change, or for the next heartbeat. Without the API server the job goes on, and so do we, for a time."""
+        self.view.wait(1.0 if state.kind == "end" else LOOK_S)
+        since = self.view.silent_since()
+        if since is None:
+            self._complain("server", "")
+            return
+        silent, limit = self.clock() - since, self.cluster.limits.server_s
+        self._complain("server", "the API server does not answer; the job goes on, waiting for it")
+        if silent > limit:
+            got = f"{silent:.0f} s without an answer (limits.server_s {limit})"
+            raise Unreachable("the API server did not answer", where=self.task.step, got=got)
+
+    def _overdue(self, trail: Trail) -> Ended:
+        cause = f"not finished within limits.deadline_s {self.cluster.limits.deadline_s}"
+        at = trail.progress
+        return Ended("permanent", ClusterError.code, cause, at.step, at.committed_step, settled=True)
+
+    def _followed(self, follower: Follower | None, job: Json, seen: Seen, state: Wait) -> Follower | None:
+        """Rank 0's log of the pod that runs now; a pod that came back after a suspension is another one."""
+        if not self.follow or not seen.workers or state.kind == "end":
+            return follower
+        first = seen.workers[0]
+        if follower is not None and (state.kind != "run" or follower.uid != first.uid):
+            follower.stop()
+            follower = None
+        if follower is None and state.kind == "run":
+            follower = Follower(self.api, first.name, container_of(job), self.show, uid=first.uid).start()
+        return follower
+
+    # ------------------------------------------------------------ the end of an attempt
+
+    def _leave(self, job: Json, attempt: int, trail: Trail, end: Ended) -> Ended:
+        """Free its nodes; tell what all ranks said. The decision may still grow worse by what the last pods say."""
+        self.say(f"attempt {attempt} ended: {end.cause.splitlines()[0]}")
+        current = self._current(job)
+        if current is not None and read(current, []).outcome is None:
+            self.attempts.remove(job)  # given up while its pods run: it holds GPUs. One that failed stays to be read
+            self.say(f"removed {job['metadata']['name']}")
+        if not end.settled and end.decision not in ("done", "permanent"):
+            end = self._last_words(job, attempt, trail, end)
+        if (committed := self._committed()) is not None:
+            end = replace(end, committed_step=committed)
+        if self.task.stage_uri and end.decision != "done":
+            logs.tell_last_lines(self.task.stage_uri, attempt, self.show)
+        return end
+
+    def _last_words(self, job: Json, attempt: int, trail: Trail, end: Ended) -> Ended:
+        """The decision once every pod of the attempt has ended or gone."""
+        while True:
+            pods = pods_of(job, self.view.pods())
+            for worker in read(job, pods).workers:
+                if trail.workers.get(worker.name, worker).uid == worker.uid:
+                    trail.workers[worker.name] = worker
+            running = [pod for pod in pods if not _over(pod)]
+            if not running or not self._patient(running):
+                break
+        workers = decide.with_records(trail.workers.values(), self._ends(attempt))
+        after = decide.cause_of_end(workers, "", Progress(step=end.step, committed_step=end.committed_step))
+        if (after.decision, after.code) == (end.decision, end.code) or after.code == UNKNOWN:
+            return end
+        self.say(f"attempt {attempt} after its last pod ended: {after.cause.splitlines()[0]}")
+        return after
+
+
+def _over(pod: Json) -> bool:
+    return pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
+
+
+def _line(state: Wait) -> str:
+    """Steps pass by in the log; phases and reasons are worth a line."""
+    return f"{state.kind} {state.reason.partition(', step ')[0]}"

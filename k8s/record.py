@@ -1,0 +1,155 @@
+"""What became of a step's attempts, in storage: a launcher that is lost, and jobs that are removed, take no history
+with them.
+
+    OUT/launches/STEP/IDENTITY-0001.json     written when attempt 1 has been created, again when it has ended
+
+One writer: the launcher that owns the job. An attempt is counted from what stands here first, from the jobs that are
+still there second. A launcher that gives a step up closes its history: whoever starts the step again begins to count
+anew, but never takes a number twice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from k8s.decide import Ended
+from trainer import storage
+from trainer.errors import Decision, StorageError
+from trainer.heartbeat import utc
+
+FORMAT = 1
+FOLDER = "launches"
+
+
+class Stored(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True, use_attribute_docstrings=True)
+
+
+class End(Stored):
+    decision: Decision
+    code: int
+    cause: str
+    step: int = 0
+    committed_step: int | None = None
+    node: str | None = None
+    suspect: bool = False
+    ended_at: str = ""
+    """UTC, for people."""
+
+
+class Record(Stored):
+    format: Literal[1] = FORMAT
+    step: str
+    attempt: int
+    job: str
+    uid: str
+    run: str
+    """Who asked."""
+    begun_at: str
+    begun_s: float
+    """Seconds since 1970 by the launcher's clock: the step's deadline covers launchers that were lost."""
+    exclude_nodes: tuple[str, ...] = ()
+    end: End | None = None
+    closed: bool = False
+    """The launcher gave the step up after this attempt, or the step was done."""
+
+
+class Records:
+    """Attempts of one step with one identity. `uri` None keeps them in this process only."""
+
+    def __init__(
+        self,
+        uri: str | None,
+        step: str,
+        identity: str,
+        *,
+        say: Callable[[str], None],
+        now: Callable[[], float] = time.time,
+    ):
+        self.uri, self.step, self.identity = uri, step, identity
+        self._say, self._now = say, now
+        self._known: dict[int, Record] = {}
+
+    def read(self) -> list[Record]:
+        """All of them, by attempt.
+
+        Raises:
+            StorageError: they cannot be had; to go on without them would count from one again.
+        """
+        if self.uri is not None:
+            folder = storage.join(self.uri, self.step)
+            for name in storage.list_dir(folder):
+                if name.startswith(f"{self.identity}-") and name.endswith(".json"):
+                    record = _record(storage.join(folder, name))
+                    if record is not None:
+                        self._known[record.attempt] = record
+        return [self._known[number] for number in sorted(self._known)]
+
+    def knows(self, attempt: int) -> bool:
+        return attempt in self._known
+
+    def begin(self, attempt: int, *, job: str, uid: str, run: str, exclude_nodes: Sequence[str] = ()) -> None:
+        now = self._now()
+        self._write(
+            Record(
+                step=self.step,
+                attempt=attempt,
+                job=job,
+                uid=uid,
+                run=run,
+                begun_at=utc(now),
+                begun_s=now,
+                exclude_nodes=tuple(exclude_nodes),
+            )
+        )
+
+    def end(self, attempt: int, ended: Ended, *, closed: bool) -> None:
+        known = self._known.get(attempt)
+        if known is None:
+            return  # adopted while storage did not answer
+        end = End(
+            decision=ended.decision,
+            code=ended.code,
+            cause=ended.cause[:4000],
+            step=ended.step,
+            committed_step=ended.committed_step,
+            node=ended.node,
+            suspect=ended.suspect,
+            ended_at=utc(self._now()),
+        )
+        self._write(known.model_copy(update={"end": end, "closed": closed}))
+
+    def _write(self, record: Record) -> None:
+        """Storage that does not answer is told; the jobs on the cluster are the second memory."""
+        self._known[record.attempt] = record
+        if self.uri is None:
+            return
+        uri = storage.join(self.uri, self.step, f"{self.identity}-{record.attempt:04d}.json")
+        try:
+            storage.write_json(uri, record.model_dump(mode="json"))
+        except StorageError as error:
+            self._say(f"{self.step}: the record of attempt {record.attempt} was not stored: {error.what}")
+
+
+def _record(uri: str) -> Record | None:
+    """One record; None for what this version cannot read, which must not keep a step from running."""
+    try:
+        return Record.model_validate_json(storage.read_bytes(uri))
+    except (ValidationError, FileNotFoundError):
+        return None
+
+
+def series(records: Sequence[Record]) -> list[Record]:
+    """The attempts that count: those after the last that closed the step's history."""
+    last = max((index for index, one in enumerate(records) if one.closed), default=-1)
+    return list(records[last + 1 :])
+
+
+def ended(end: End) -> Ended:
+    return Ended(
+        end.decision, end.code, end.cause, end.step, end.committed_step, end.node, suspect=end.suspect, settled=True
+    )

@@ -1,0 +1,158 @@
+"""A step of the pipeline as the launcher's loop sees it: what to render, what shows that it is done, what moves.
+
+task_of("train", recipe, cluster, run, stage="sft")    a Task; init, generate, export, evaluate, prepare-... likewise
+named("prepare-sft", recipe)                           ("prepare-stage", "sft"): steps by the names that jobs have
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from k8s.cluster import Cluster
+from k8s.decide import NodeBeat, Progress
+from k8s.job import render_prepare
+from k8s.names import Run
+from k8s.pods import RECIPE_FILE
+from k8s.pytorchjob import Rendered, render_program, render_stage, stage_of
+from k8s.record import FOLDER
+from trainer import handover, heartbeat, storage
+from trainer import manifest as manifests
+from trainer.command import PREPARE, PROGRAMS, PrepareCall, prepare_command
+from trainer.errors import CheckpointError, StageMismatch, UsageError
+from trainer.recipe import Recipe
+from trainer.resolve import digest, fields, stage_fields
+
+IDENTITY_FILE = "launch.json"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One step.
+
+    Args:
+        render: the objects of one attempt.
+        finished: whether the result in storage verifies; None where the job's own success is all there is.
+        progress: what the heartbeats in storage show of an attempt.
+        committed: the newest committed step in storage.
+        stage_uri: where attempts leave their ends and last lines; None for programs, which leave none.
+        records: folder of k8s/record.py; None keeps them in this process only.
+    """
+
+    step: str
+    run: Run
+    render: Callable[[Run], Rendered]
+    finished: Callable[[], bool] | None
+    progress: Callable[[int], Progress]
+    committed: Callable[[], int | None] = lambda: None
+    stage_uri: str | None = None
+    records: str | None = None
+
+
+def task_of(what: str, recipe: Recipe, cluster: Cluster, run: Run, *, stage: str | None = None) -> Task:
+    """Which objects a step creates, and what shows that it is done.
+
+    Args:
+        what: train, init, generate, export, evaluate; prepare-data, prepare-stage, requests, select.
+    """
+    if what == "train":
+        assert stage is not None
+        return _training(recipe, stage, cluster, run)
+    if what not in PROGRAMS and what not in PREPARE:
+        raise UsageError("no such step", where=what, expected=", ".join(["train", *PROGRAMS, *PREPARE]))
+    run = replace(run, stage_digest=digest(fields(recipe, "result")))
+    step = step_name(what, stage)
+    finished: Callable[[], bool] | None = None
+    if what in PROGRAMS:
+        render: Callable[[Run], Rendered] = lambda one: render_program(recipe, what, cluster, one, stage=stage)  # noqa: E731
+        if what == "init":
+            finished = lambda: handover.finished(recipe, handover.INIT, run.out) is not None  # noqa: E731
+    else:
+        command = prepare_command(PrepareCall(what, recipe=RECIPE_FILE, out=run.out, stage=stage))
+        render = lambda one: render_prepare(recipe, step, cluster, one, command)  # noqa: E731
+    records = storage.join(run.out, FOLDER)
+    return Task(step, run, render, finished, lambda _: Progress(watched=False), records=records)
+
+
+def step_name(what: str, stage: str | None) -> str:
+    """As jobs and labels have it: train sft -> sft, prepare-stage sft -> prepare-sft, generate sft -> generate-sft."""
+    if stage is None:
+        return what
+    return stage if what == "train" else f"{what.removesuffix('-stage')}-{stage}"
+
+
+def named(step: str, recipe: Recipe) -> tuple[str, str | None]:
+    """(what, stage) of a step's name.
+
+    Raises:
+        UsageError: the recipe has no such step.
+    """
+    known: dict[str, tuple[str, str | None]] = {name: (name, None) for name in ("prepare-data", "init")}
+    for name in recipe.stages.named():
+        for what in ("prepare-stage", "requests", "generate", "select", "train"):
+            known[step_name(what, name)] = what, name
+    known |= {name: (name, None) for name in ("export", "evaluate")}
+    if step not in known:
+        raise UsageError("the recipe has no such step", where=step, expected=", ".join(known))
+    return known[step]
+
+
+def _training(recipe: Recipe, stage: str, cluster: Cluster, run: Run) -> Task:
+    parent = handover.parent_of(recipe, stage)
+    asked = digest(
+        {
+            "fields": stage_fields(recipe, stage_of(recipe, stage)),
+            "parent": handover.result_digest(handover.read(run.out, parent)) if parent else "",
+        }
+    )
+    run = replace(run, stage_digest=first_digest(run.out, stage, asked))
+    stage_uri = storage.join(run.out, stage)
+    return Task(
+        stage,
+        run,
+        lambda one: render_stage(recipe, stage, cluster, one),
+        lambda: handover.finished(recipe, stage, run.out, accept=run.accept_changes) is not None,
+        lambda attempt: progress_of(stage_uri, attempt),
+        committed=lambda: committed_of(stage_uri),
+        stage_uri=stage_uri,
+        records=storage.join(run.out, FOLDER),
+    )
+
+
+def first_digest(out: str, step: str, asked: str) -> str:
+    """The stage's digest at its first step: an accepted change must not make a running job unfindable."""
+    uri = storage.join(out, step, IDENTITY_FILE)
+    try:
+        storage.create_once(uri, json.dumps({"format": 1, "stage_digest": asked}).encode())
+        return asked
+    except FileExistsError:
+        return storage.read_json(uri)["stage_digest"]
+
+
+def progress_of(stage_uri: str, attempt: int) -> Progress:
+    """The heartbeats of this attempt: of every node, and of the slowest."""
+    beats = {node: beat for node, beat in heartbeat.read_heartbeats(stage_uri).items() if beat.attempt == attempt}
+    slowest = min(beats.values(), key=lambda beat: beat.step, default=None)
+    committed = [beat.committed_step for beat in beats.values() if beat.committed_step is not None]
+    return Progress(
+        sequence=sum(beat.sequence for beat in beats.values()),
+        step=slowest.step if slowest else 0,
+        phase=slowest.phase if slowest else "",
+        limit_s=max((beat.phase_limit_s for beat in beats.values()), default=None),
+        committed_step=max(committed, default=None),
+        nodes=tuple((node, _node(beat)) for node, beat in sorted(beats.items())),
+    )
+
+
+def _node(beat: heartbeat.Heartbeat) -> NodeBeat:
+    return NodeBeat(beat.sequence, beat.beats, beat.step, beat.phase, beat.phase_limit_s)
+
+
+def committed_of(stage_uri: str) -> int | None:
+    """Step of the newest commit. A damaged one is told by the trainer, which knows what to do about it."""
+    try:
+        newest = manifests.newest(stage_uri)
+    except (CheckpointError, StageMismatch):
+        return None
+    return newest.step if newest else None
