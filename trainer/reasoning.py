@@ -1,4 +1,5 @@
-"""What a recipe can say about the reasoning of steps that a judge writes: `prepare.sources.NAME.reasoning`, of a source whose `format` is reasoning and whose `path` is source://OTHER.
+"""What a recipe can say about the reasoning of steps that a judge writes: `prepare.sources.NAME.reasoning`, of a source
+whose `format` is reasoning and whose `path` is source://OTHER.
 
     walks:    {format: android_control, path: ..., kind: agent, rendering: chat}
     reasoned: {format: reasoning, path: "source://walks", kind: agent, rendering: chat,
@@ -54,7 +55,7 @@ class Reasoning(Strict):
     """max_failed is the share of steps without an answer of the form asked for."""
     existing: Literal["keep", "replace"] = result("keep")
     """Of a step that has words before its call already (AndroidControl's instructions). keep: nothing is asked;
-    replace: the judge is told what they say, and its own words take their place where they pass."""
+    replace: the judge is told what they say, and they go; only its own words count."""
     filters: Filters = result(default_factory=Filters)
     min_agreement: Share | None = result(None)
     """`disagreement` below: the judge is asked a second time, whether the reasoning leads to this action at this place

@@ -40,13 +40,15 @@ from trainer import storage
 from trainer.data.sample import from_json
 from trainer.data.shards import MANIFEST
 from trainer.errors import DataError, UsageError
-from trainer.grounding import made_in_order
+from trainer.grounding import is_made, made_in_order
 from trainer.recipe import Prepare, Recipe, Source
 from trainer.resolve import digest
 
 VERSION = 4
 """Raised when the same rows give other samples than before: sources are made again."""
 BLOCK_ROWS = 256
+NOT_OF_ROWS = {"licence", "path", "held_out", "media", "rendering", "curate", "grounding", "reasoning"}
+"""Fields of a source that shards do not depend on (the files behind path and media count by what they hold)."""
 BLOCK_BYTES = 256 * 2**20
 """Of media in one block of rows, above one row."""
 UNKNOWN_BYTES: dict[str, int] = {"image": 4 * 2**20, "video": 64 * 2**20}
@@ -100,12 +102,13 @@ def prepare_data(recipe: Recipe, out: str) -> None:
     engine: list[Engine] = []
     for name, source in recipe.prepare.sources.items():
         funnel[name] = {}
-        for split, path in splits_of(source) if source.grounding is None else ():
+        for split, path in splits_of(source) if not is_made(source) else ():
             funnel[name][split] = ingest(recipe, out, name, source, split, path, engine)
     for name, curated in curate(recipe, out).items():
         funnel[name]["train"] = {**funnel[name]["train"], "curated": curated}
     for name in made_in_order(recipe.prepare.sources):
-        from pipelines.prepare.grounding.made import make
+        from pipelines.prepare.grounding import made as questions
+        from pipelines.prepare.reasoning import made as reasoned
 
         funnel[name] = make(recipe, out, name, engine)
     storage.write_json(storage.join(out, "data", "funnel.json"), funnel)
@@ -329,9 +332,7 @@ def input_key(
     return digest(
         {
             "version": VERSION,
-            "source": source.model_dump(
-                mode="json", exclude={"licence", "path", "held_out", "media", "rendering", "curate", "grounding"}
-            ),
+            "source": source.model_dump(mode="json", exclude=NOT_OF_ROWS),
             "document": source.rendering == "document",
             "shard_bytes": prepare.shard_bytes,
             "max_bad_fraction": prepare.max_bad_fraction,

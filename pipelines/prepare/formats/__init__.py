@@ -37,7 +37,7 @@ from pipelines.prepare.corpus.names import corpus_problem
 from pipelines.prepare.formats.auto import AUTO, recognise
 from pipelines.prepare.formats.rows import Reader
 from trainer.errors import RecipeError
-from trainer.grounding import FORMAT as MADE
+from trainer.grounding import is_made
 from trainer.recipe import Kind, Rendering, Source
 
 FORMATS = (
@@ -57,7 +57,7 @@ def problems_of_sources(sources: Mapping[str, Source]) -> list[tuple[str, str]]:
     problems = []
     for name, source in sources.items():
         at = f"prepare.sources.{name}"
-        if source.format == MADE:  # checked with the recipe: trainer/grounding.py
+        if is_made(source):  # checked with the recipe: trainer/grounding.py, trainer/reasoning.py
             continue
         if (unknown := _unknown(source.format)) is not None:
             problems.append((f"{at}.format", unknown))
