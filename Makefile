@@ -16,7 +16,7 @@ WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
 # The environment is made again when what it is made from changes.
 STAMP := $(VENV)/.ready-$(shell cat pyproject.toml constraints.txt Makefile | sha256sum | cut -c1-12)$(TORCH_BACKEND)
 
-.PHONY: help setup run families ui test test-extended verify check bench format generated refresh-schemas constraints clean
+.PHONY: help setup run families ui test test-extended test-cluster cluster-up cluster-down verify check bench format generated refresh-schemas constraints clean
 
 help: ## what there is
 	@echo "make TARGET [NAME=value]"
@@ -67,10 +67,21 @@ ifdef PYTEST_ARGS
 else
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --ignore tests/integration
 	$(BIN)/python -m pytest tests/integration
+	@$(BIN)/python -m tests.cluster doctor
 endif
 
 test-extended: $(STAMP) ## every family on two and three ranks, its recipe, and the benchmarks at their small size
 	$(BIN)/python -m pytest -m 'extended and not long' tests/models tests/integration/test_families.py tests/test_bench.py
+
+test-cluster: $(STAMP) ## stages on a real Kubernetes of our own, or on KUBECONFIG's: make test-cluster [PYTEST_ARGS="-k queue"]
+	@[ -n "$$KUBECONFIG" ] || $(BIN)/python -m tests.cluster doctor --strict
+	$(BIN)/python -m pytest -m cluster tests/cluster $(PYTEST_ARGS)
+
+cluster-up: $(STAMP) ## our own Kubernetes, kept until cluster-down: python -m tests.cluster kubectl ... talks to it
+	$(BIN)/python -m tests.cluster up
+
+cluster-down: $(STAMP) ## remove it, and what a killed one left
+	$(BIN)/python -m tests.cluster down
 
 verify: $(STAMP) ## two runs, and a killed and resumed one, give the same bits: make verify [RECIPE=tiny_smoke]
 	$(BIN)/python -m tests.verify --recipe $(if $(filter tiny,$(RECIPE)),tiny_smoke,$(RECIPE))

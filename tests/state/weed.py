@@ -22,15 +22,15 @@ def program() -> str | None:
     return str(beside) if beside.exists() else shutil.which("weed")
 
 
-def _free_port() -> int:
+def _free_port(host: str) -> int:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((host, 0))
         return probe.getsockname()[1]
 
 
 @contextlib.contextmanager
-def s3_server(folder: Path) -> Iterator[dict[str, str]]:
-    """A server with one bucket; the environment that makes trainer/storage.py use it."""
+def s3_server(folder: Path, host: str = "127.0.0.1") -> Iterator[dict[str, str]]:
+    """A server with one bucket at an address of this machine; the environment that makes trainer/storage.py use it."""
     import fsspec
     import s3fs
 
@@ -38,12 +38,12 @@ def s3_server(folder: Path) -> Iterator[dict[str, str]]:
     assert weed is not None, "the dev extra carries SeaweedFS"
     folder.mkdir(parents=True, exist_ok=True)
     # weed listens for gRPC at each port + 10000
-    ports = {name: _low_port() for name in ("master", "volume", "filer", "s3")}
+    ports = {name: _low_port(host) for name in ("master", "volume", "filer", "s3")}
     args = [
         weed,
         "-logtostderr",
         "server",
-        "-ip=127.0.0.1",
+        f"-ip={host}",
         "-s3",
         f"-dir={folder}",
         "-s3.port.iceberg=0",  # at fixed ports otherwise: a second server would end at once
@@ -59,7 +59,7 @@ def s3_server(folder: Path) -> Iterator[dict[str, str]]:
         f"-s3.port={ports['s3']}",
     ]
     env = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports['s3']}",
+        "AWS_ENDPOINT_URL": f"http://{host}:{ports['s3']}",
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_DEFAULT_REGION": "us-east-1",
@@ -96,8 +96,8 @@ def s3_server(folder: Path) -> Iterator[dict[str, str]]:
         s3fs.S3FileSystem.clear_instance_cache()
 
 
-def _low_port() -> int:
+def _low_port(host: str) -> int:
     while True:
-        port = _free_port()
+        port = _free_port(host)
         if port < 55000:
             return port

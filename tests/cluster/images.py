@@ -1,0 +1,128 @@
+"""Images of the test cluster without a registry: a skeleton, the packages of this checkout, and what the nodes mount.
+
+A container sees the host's /usr, its Python and the virtual environment read-only (the base runtime specification of
+containerd, nodes.py); what the image itself holds is trainer/, pipelines/ and k8s/ as they are in the checkout, so its
+digest changes with them, and edits during a run do not reach pods.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import sys
+import tarfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tests.cluster.place import IMAGES
+from tests.cluster.programs import Programs
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("trainer", "pipelines", "k8s")
+HOME = "/opt/qwenvl-train"
+VENV, SOURCE = f"{HOME}/venv", f"{HOME}/source"
+REPOSITORIES = {name: f"test.example/qwenvl-train/{name}" for name in ("trainer", "launcher", "prepare")}
+PAUSE = "test.example/pause:1"
+PAYLOAD = Path(__file__).parent / "payload.py"
+USERS = "root:x:0:0:root:/:/bin/sh\nuser:x:10001:10001:user:/tmp:/bin/sh\n"
+GROUPS = "root:x:0:\nuser:x:10001:\n"
+
+
+@dataclass(frozen=True)
+class Image:
+    """A docker archive and the names that nodes know it by."""
+
+    archive: Path
+    tag: str
+    digest: str
+    repositories: tuple[str, ...] = ()
+
+    @property
+    def references(self) -> list[str]:
+        """By digest, as manifests have it, for each of the images that a cluster file names."""
+        return [f"{repository}@{self.digest}" for repository in self.repositories]
+
+
+def mounts() -> dict[str, str]:
+    """Folder of the host -> where every container sees it, read-only."""
+    found = {"/usr": "/usr", sys.prefix: VENV}
+    if not sys.base_prefix.startswith("/usr/") and sys.base_prefix != "/usr":
+        found[sys.base_prefix] = sys.base_prefix  # the environment's python is a link into it
+    return found
+
+
+def make_pause(programs: Programs) -> Image:
+    """The image of pod sandboxes."""
+    layer = io.BytesIO()
+    with tarfile.open(fileobj=layer, mode="w") as tar:
+        _file(tar, "pause", programs["pause"].read_bytes(), mode=0o755)
+    return _archive("pause", PAUSE, layer.getvalue(), {"Entrypoint": ["/pause"]})
+
+
+def make_trainer() -> Image:
+    """The image of trainer, launcher and prepare alike."""
+    layer = io.BytesIO()
+    with tarfile.open(fileobj=layer, mode="w") as tar:
+        for folder in ("etc", "proc", "sys", "dev", "run", "var", "usr", "root", "opt", HOME[1:], VENV[1:], SOURCE[1:]):
+            _folder(tar, folder)
+        _folder(tar, "tmp", mode=0o1777)
+        for name in ("bin", "sbin", "lib", "lib64"):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = tarfile.SYMTYPE, f"usr/{name}"
+            tar.addfile(link)
+        _file(tar, "etc/passwd", USERS.encode())
+        _file(tar, "etc/group", GROUPS.encode())
+        _file(tar, "etc/nsswitch.conf", b"hosts: files dns\n")
+        _file(tar, "etc/ld.so.cache", Path("/etc/ld.so.cache").read_bytes())
+        for package in PACKAGES:
+            tar.add(ROOT / package, f"{SOURCE[1:]}/{package}", filter=_plain)
+        _file(tar, f"{SOURCE[1:]}/payload.py", PAYLOAD.read_bytes())
+    settings = {
+        "Env": [f"PATH={VENV}/bin:/usr/local/bin:/usr/bin:/bin", f"PYTHONPATH={SOURCE}", "PYTHONDONTWRITEBYTECODE=1"],
+        "WorkingDir": "/tmp",
+    }
+    image = _archive("trainer", f"{REPOSITORIES['trainer']}:test", layer.getvalue(), settings)
+    return replace(image, repositories=tuple(REPOSITORIES.values()))
+
+
+def _archive(name: str, tag: str, layer: bytes, settings: dict[str, object]) -> Image:
+    """A docker archive of one layer. Its digest is that of its configuration, which names the layer's."""
+    layer_digest = hashlib.sha256(layer).hexdigest()
+    configuration = {
+        "architecture": "amd64",
+        "os": "linux",
+        "created": "1970-01-01T00:00:00Z",
+        "config": settings,
+        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{layer_digest}"]},
+    }
+    content = json.dumps(configuration).encode()
+    digest = hashlib.sha256(content).hexdigest()
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    path = IMAGES / f"{name}.tar"
+    manifest = [{"Config": f"{digest}.json", "RepoTags": [tag], "Layers": [f"{layer_digest}/layer.tar"]}]
+    with tarfile.open(path, "w") as tar:
+        _file(tar, f"{digest}.json", content)
+        _file(tar, f"{layer_digest}/layer.tar", layer)
+        _file(tar, "manifest.json", json.dumps(manifest).encode())
+    return Image(path, tag, f"sha256:{digest}")
+
+
+def _plain(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    """Owned by root, readable by all. Compiled files stay: the root file system of pods is read-only."""
+    entry.uid = entry.gid = 0
+    entry.uname = entry.gname = ""
+    entry.mode |= 0o755 if entry.isdir() else 0o444
+    return entry
+
+
+def _file(tar: tarfile.TarFile, path: str, content: bytes, mode: int = 0o644) -> None:
+    entry = tarfile.TarInfo(path)
+    entry.size, entry.mode = len(content), mode
+    tar.addfile(entry, io.BytesIO(content))
+
+
+def _folder(tar: tarfile.TarFile, path: str, mode: int = 0o755) -> None:
+    entry = tarfile.TarInfo(path)
+    entry.type, entry.mode = tarfile.DIRTYPE, mode
+    tar.addfile(entry)

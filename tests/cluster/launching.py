@@ -1,0 +1,96 @@
+"""k8s/launcher.py on a stage whose ranks run payload.py: in a thread of a test, or as a process that can be killed.
+
+    python -m tests.cluster.launching SPEC.json
+
+Everything but the argv of the container is what the product renders and does.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from k8s import launcher, names
+from k8s.client import KubernetesApi
+from k8s.cluster import Cluster
+from k8s.names import Run
+from k8s.pytorchjob import Rendered, render_stage, spec_sha256
+from trainer import storage
+from trainer.recipe import STAGES, Recipe
+from trainer.resolve import load_recipe
+
+Json = dict[str, Any]
+
+
+def api_of(kubeconfig: str, namespace: str) -> KubernetesApi:
+    """The launcher's own client, with the credentials of one kubeconfig."""
+    from kubernetes import client, config
+
+    def load() -> Any:
+        configuration = client.Configuration()
+        config.load_kube_config(kubeconfig, client_configuration=configuration)
+        return client.ApiClient(configuration)
+
+    return KubernetesApi(namespace, load=load)
+
+
+def launch(spec: Json, say: Callable[[str], None]) -> None:
+    """Launch the stage `sft` of tiny_smoke with payload.py as its program.
+
+    spec: cluster, out, kubeconfig, payload; run_id; pool, nodes, gpus; memory (limit of the container); image; verified (False: the job's own success is all there is).
+
+    Raises:
+        ClusterError: as the launcher does.
+    """
+    cluster = Cluster.model_validate(spec["cluster"])
+    recipe = recipe_on("sft", spec.get("pool", "gpu"), spec.get("nodes", 2), spec.get("gpus", 8))
+    done = storage.join(spec["out"], "sft", "payload", "done.json")
+    run = Run(out=spec["out"], id=spec.get("run_id", "run-1"), stage_digest="payload")
+
+    def render(one: Run) -> Rendered:
+        return with_payload(render_stage(recipe, "sft", cluster, one), spec)
+
+    task = launcher.Task(
+        step="sft",
+        run=run,
+        render=render,
+        finished=(lambda: storage.exists(done)) if spec.get("verified", True) else None,
+        progress=lambda attempt: launcher.progress_of(storage.join(spec["out"], "sft"), attempt),
+    )
+    api = api_of(spec["kubeconfig"], cluster.namespace)
+    launcher.Launcher(api, cluster, task, say=say).launch()
+
+
+def recipe_on(stage: str, pool: str = "gpu", nodes: int = 2, gpus: int = 8) -> Recipe:
+    """tiny_smoke with one stage on a pool's nodes, and lanes for all its ranks."""
+    ranks = nodes * gpus
+    compute = {"node_pool": pool, "nodes": nodes, "gpus_per_node": gpus}
+    overrides = [f"stages.{stage}.compute.{name}={value}" for name, value in compute.items()]
+    overrides += [f"stages.{name}.schedule.packs_per_step={ranks}" for name in STAGES]
+    return load_recipe("tiny_smoke", [*overrides, f"prepare.lanes={ranks}"])
+
+
+def with_payload(rendered: Rendered, spec: Json) -> Rendered:
+    """The rendered job with payload.py in the place of trainer.train, one rank a pod; the digest is made anew."""
+    template = rendered.job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]
+    container = template["spec"]["containers"][0]
+    own, rest = container["args"][: container["args"].index("--")], container["args"]
+    own[own.index("--nproc-per-node") + 1] = "1"
+    rendered.job["spec"]["nprocPerNode"] = "1"
+    out, stage = rest[rest.index("--out") + 1], rest[rest.index("--stage") + 1]
+    container["args"] = [*own, "--module", "payload", "--heartbeat", "2", "--", "--out", out, "--stage", stage]
+    container["args"].append(json.dumps(spec["payload"], sort_keys=True))
+    if "memory" in spec:
+        container["resources"]["limits"]["memory"] = spec["memory"]
+        container["resources"]["requests"]["memory"] = spec["memory"]
+    if "image" in spec:
+        container["image"] = spec["image"]
+    rendered.job["metadata"]["annotations"][names.SPEC] = spec_sha256(rendered.job)
+    return rendered
+
+
+if __name__ == "__main__":
+    with open(sys.argv[1]) as file:
+        launch(json.load(file), lambda line: print(line, flush=True))

@@ -1,0 +1,49 @@
+"""A stage of two workers from the launcher to its result: placement, rendezvous by DNS, logs, success, nothing left."""
+
+from __future__ import annotations
+
+import pytest
+
+from k8s import launcher
+from tests.cluster.bench import Bench
+from tests.cluster.launching import api_of
+
+pytestmark = pytest.mark.cluster
+
+
+def test_two_workers_meet_step_and_succeed_and_the_launcher_shows_rank_0s_log(bench: Bench) -> None:
+    launching = bench.launch({"steps": 5, "step_s": 0.5})
+    pods = bench.running()
+    assert {pod["spec"]["nodeName"] for pod in pods} == {"gpu-a-0", "gpu-a-1"}, "one pod a node, in the stage's pool"
+    launching.done()
+    assert bench.result() == {"attempt": "1", "from": 0, "reduced": 3.0}
+    assert [line for line in launching.lines() if line.startswith("step ")] == [f"step {n}" for n in range(1, 6)]
+    (job,) = bench.jobs()
+    maps = [one for one in bench.items("configmaps") if one["metadata"]["name"] != "kube-root-ca.crt"]
+    assert [one["metadata"]["ownerReferences"][0]["name"] for one in maps] == [job["metadata"]["name"]]
+    # What the stage leaves goes with its job.
+    bench.kubectl("delete", "pytorchjob", job["metadata"]["name"])
+    kinds = "pytorchjobs,pods,services,configmaps"
+    bench.until(
+        "an empty namespace",
+        lambda: [one["metadata"]["name"] for one in bench.items(kinds)] == ["kube-root-ca.crt"],
+    )
+
+
+def test_a_finished_stage_is_not_trained_again(bench: Bench) -> None:
+    bench.launch({"steps": 1}).done()
+    again = bench.launch({"steps": 1}, run_id="run-2")
+    again.done(20)
+    assert again.heard("done already")
+    assert len(bench.jobs()) == 1
+
+
+def test_clean_up_removes_the_job_and_its_pods_and_frees_the_gpus(bench: Bench) -> None:
+    launching = bench.launch({"steps": 1000})
+    bench.running()
+    api = api_of(str(bench.launcher), bench.namespace)
+    assert launcher.remove_owned(api, out=bench.out, owners={"another-run"}) == []
+    assert len(launcher.remove_owned(api, out=bench.out, owners={"run-1"})) == 1
+    error = launching.ended(60)
+    assert error is not None and "the job is gone" in str(error)
+    bench.until("no pods", lambda: bench.items("pods") == [], 60)
