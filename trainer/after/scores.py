@@ -2,7 +2,8 @@
 
 Boxes and points are compared in pixels of the original file: the caller hands the function that turns the family's
 written coordinates (absolute pixels of the resized image, 0-1000, 0-1) back. `correct` is 0 or 1 for every task and is
-what rejection sampling keeps and what accuracy counts; the other figures say how far off an answer is.
+what rejection sampling keeps and what accuracy counts; the other figures say how far off an answer is. Where an answer
+reasons first, its final answer counts (final.py).
 
 | task | correct when | further figures |
 | --- | --- | --- |
@@ -10,6 +11,8 @@ what rejection sampling keeps and what accuracy counts; the other figures say ho
 | name | the answer, less a leading phrase, is the name | |
 | choice | the first option letter or the option's text is the right one | |
 | text | the normalised texts are equal | similarity (1 - normalised edit distance) |
+| exact | the texts are equal, white space at the ends aside | |
+| latex | the expressions are the same (latex.py) | undecided: 1 where that took too long |
 | count | the first number, in digits or words, is equal | error |
 | number | within 5 % (ChartQA's relaxed accuracy, arXiv 2203.10244 section 5.1) | error |
 | box | intersection over union is 0.5 or more | iou |
@@ -27,6 +30,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from trainer.after import latex
+from trainer.after.final import final_answer
 from trainer.after.structure import html_similarity
 from trainer.data.sample import Key
 
@@ -37,6 +42,8 @@ COLOURS = (
     *("black", "blue", "brown", "cyan", "gray", "green", "magenta", "orange", "pink", "purple", "red"),
     *("teal", "violet", "white", "yellow", "grey"),
 )
+MAX_EDITS = 10_000_000
+"""Characters times characters up to which texts are compared letter by letter: some seconds."""
 _SAME_COLOUR = {"grey": "gray"}
 _WORDS = (
     "zero one two three four five six seven eight nine ten "
@@ -48,6 +55,9 @@ _LEAD = re.compile(
     r"|a|an|the|is|are)\b[ :]*)+"
 )
 _NUMBER = re.compile(r"-?\d+(?:[.,]\d+)*")
+_OPTION = re.compile(r"(?<![A-Za-z])\(?(?![AI] [a-z])([A-Z])\)?(?![A-Za-z'])")
+"""The letter of an option, neither I nor A as a word of a sentence."""
+_EITHER = re.compile(r"\d\s+or\s+-?\d", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -65,7 +75,7 @@ def score(key: Key, text: str, frame: Frame | None = None) -> dict[str, float]:
     Raises:
         ValueError: box and point without a frame, or a key whose value is not of its task's form.
     """
-    return _SCORERS[key.task](key.value, text, frame)
+    return _SCORERS[key.task](key.value, text if key.task == "html" else final_answer(text), frame)
 
 
 def mean_scores(scores: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -103,7 +113,7 @@ def _choice(value: Any, text: str, _: Frame | None) -> dict[str, float]:
     wanted = str(value).strip()
     if re.fullmatch(r"\(?[A-Za-z]\)?\.?", wanted):
         letter = re.search(r"[A-Za-z]", wanted)
-        found = re.search(r"(?<![A-Za-z])\(?([A-Z])\)?(?![A-Za-z'])", text)
+        found = _OPTION.search(text)
         return {"correct": float(bool(found and letter and found.group(1) == letter.group().upper()))}
     return {"correct": float(normalise(text) == normalise(wanted))}
 
@@ -111,8 +121,21 @@ def _choice(value: Any, text: str, _: Frame | None) -> dict[str, float]:
 def _text(value: Any, text: str, _: Frame | None) -> dict[str, float]:
     wanted, found = normalise(str(value)), normalise(text)
     longest = max(len(wanted), len(found))
+    if len(wanted) * len(found) > MAX_EDITS:
+        return {"correct": float(wanted == found), "similarity": float(wanted == found)}
     similarity = 1.0 - edit_distance(wanted, found) / longest if longest else 1.0
     return {"correct": float(wanted == found), "similarity": similarity}
+
+
+def _exact(value: Any, text: str, _: Frame | None) -> dict[str, float]:
+    return {"correct": float(text.strip() == str(value).strip())}
+
+
+def _latex(value: Any, text: str, _: Frame | None) -> dict[str, float]:
+    try:
+        return {"correct": float(latex.same(text, str(value)))}
+    except latex.Undecided:
+        return {"correct": 0.0, "undecided": 1.0}
 
 
 def edit_distance(one: Sequence[Any], other: Sequence[Any]) -> int:
@@ -129,7 +152,10 @@ def edit_distance(one: Sequence[Any], other: Sequence[Any]) -> int:
 
 
 def parse_number(text: str) -> float | None:
-    """The first number, in digits (1,234.5) or as a word up to twenty."""
+    """The first number, in digits (1,234.5) or as a word up to twenty. None where one or another is offered."""
+    text = text.replace("−", "-")
+    if _EITHER.search(text):
+        return None
     for word in re.findall(r"-?\d+(?:[.,]\d+)*|[a-z]+", text.lower()):
         if word in NUMBER_WORDS:
             return float(NUMBER_WORDS[word])
@@ -317,6 +343,8 @@ _SCORERS: dict[str, Callable[[Any, str, Frame | None], dict[str, float]]] = {
     "name": _name,
     "choice": _choice,
     "text": _text,
+    "exact": _exact,
+    "latex": _latex,
     "number": _number,
     "box": _box_score,
     "point": _point_score,

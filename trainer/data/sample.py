@@ -139,9 +139,11 @@ class Message(Record):
 class Key(Record):
     """The known answer of a task: what rejection sampling and evaluation compare with."""
 
-    task: Literal["colour", "count", "name", "choice", "text", "number", "box", "point", "time", "html"]
+    task: Literal[
+        "colour", "count", "name", "choice", "text", "exact", "latex", "number", "box", "point", "time", "html"
+    ]
     value: Any
-    """text: str; count, number: a number; box: [x1,y1,x2,y2] of the original; time: [start_s, end_s]."""
+    """text, exact, latex: str; count, number: a number; box: [x1,y1,x2,y2] of the original; time: [start_s, end_s]."""
 
 
 class Sample(Record):

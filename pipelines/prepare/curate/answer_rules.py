@@ -27,12 +27,13 @@ OPEN_ENDS = frozenset(
 )  # fmt: skip
 TERMINAL = regex.compile(r"""[.!?…。！？；;:：)）\]}>»”’"'`*_~|$%°\p{Emoji_Presentation}]\s*$""")
 LIST_LINE = regex.compile(r"^\s*(?:[-*+•·–]|\d+[.)、]|[A-Za-z][.)]|#+|\||>)\s*")
-FENCE = regex.compile(r"^\s*(```|~~~)", regex.MULTILINE)
-FENCED = regex.compile(r"^\s*```(\w*)[^\n]*\n(.*?)^\s*```", regex.MULTILINE | regex.DOTALL)
+FENCE = regex.compile(r"^[ \t]*(```|~~~)", regex.MULTILINE)
+FENCED = regex.compile(r"^[ \t]*```(\w*)[^\n]*\n(.*?)^[ \t]*```", regex.MULTILINE | regex.DOTALL)
 TEMPLATE = regex.compile(
     r"<\|(?:im_start|im_end|endoftext|eot_id|start_header_id|end_header_id|vision_start|vision_end|image_pad)\|>"
-    r"|\[/?INST\]|<</?SYS>>|<image>|<video>|^\s*(?:###\s*(?:Response|Instruction|Human|Assistant)|USER|ASSISTANT|Human"
-    r"|Assistant)\s*:",
+    r"|\[/?INST\]|<</?SYS>>|<image>|<video>"
+    r"|^[ \t]*(?:### ?(?:Response|Instruction|Human|Assistant)|USER|ASSISTANT|Human"
+    r"|Assistant)[ \t]*:",
     regex.MULTILINE,
 )
 MOJIBAKE = regex.compile(r"�|â€[™œ“”˜¦]|Ã[©¨¼¶¤±³]|&amp;(?:amp|lt|gt|quot);")
