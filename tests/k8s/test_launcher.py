@@ -7,113 +7,21 @@ counts.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from k8s import cleanup, launcher, names
+from k8s import launcher, names
 from k8s.client import PYTORCH_JOBS, Conflict
-from k8s.cluster import Cluster, load_cluster
+from k8s.cluster import load_cluster
 from k8s.decide import Progress
 from k8s.job import render_prepare
-from k8s.launcher import Launcher, Task
 from k8s.names import Run
-from k8s.pytorchjob import render_stage
-from tests.k8s.memory import MemoryApi, MemoryView, ended, waiting
+from tests.k8s.bench import OUT, RECIPE, Bench, a_record, another, script, under_way
+from tests.k8s.memory import waiting
 from trainer.command import PrepareCall, prepare_command
 from trainer.errors import ClusterError, UsageError
-from trainer.heartbeat import Termination
 from trainer.resolve import load_recipe
-
-OUT = "s3://bucket/out"
-RECIPE = load_recipe("tiny")
-
-
-class Bench:
-    """A launcher with a clock that only its waiting moves, and what it said."""
-
-    def __init__(self, *, run_id: str = "run-1", cluster: Cluster | None = None, api: MemoryApi | None = None):
-        self.api = api or MemoryApi()
-        self.view = MemoryView(self.api, self.sleep)
-        self.done = False
-        self.progress: Progress | Exception = Progress()
-        self.now = 0.0
-        self.said: list[str] = []
-        self.run_id, self.cluster = run_id, cluster or load_cluster("test")
-
-    def task(self, **more: Any) -> Task:
-        cluster = self.cluster
-        fields = {
-            "step": "sft",
-            "run": Run(out=OUT, id=self.run_id, stage_digest="d"),
-            "render": lambda run: render_stage(RECIPE, "sft", cluster, run),
-            "finished": lambda: self.done,
-            "progress": lambda attempt: self.look(),
-        }
-        return Task(**(fields | more))
-
-    def look(self) -> Progress:
-        if isinstance(self.progress, Exception):
-            raise self.progress
-        return self.progress
-
-    def launch(self, **more: Any) -> None:
-        self.launcher(**more).launch()
-
-    def launcher(self, **more: Any) -> Launcher:
-        task = self.task(**more)
-        self.view.selected = {names.IDENTITY: task.run.identity, names.STEP: task.step}
-        return Launcher(
-            self.api,
-            self.cluster,
-            task,
-            say=self.said.append,
-            clock=lambda: self.now,
-            sleep=self.sleep,
-            now=lambda: 1_000_000 + self.now,
-            view=self.view,
-            follow=False,
-        )
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
-
-    def heard(self, text: str) -> bool:
-        return any(text in line for line in self.said)
-
-    def finish(self) -> None:
-        self.api.condition("Succeeded")
-        self.done = True
-
-    def fail(self, code: int = 139, message: str = "") -> None:
-        self.api.pod(0, **ended(code, message))
-        self.api.condition("Failed")
-
-    def jobs(self) -> list[str]:
-        return [name for plural, name in self.api.objects if plural in ("pytorchjobs", "jobs")]
-
-    def created(self) -> int:
-        return sum(call.startswith("create PyTorchJob") for call in self.api.calls)
-
-
-def a_record(code: int, rank: int = 0, **more: Any) -> Termination:
-    return Termination(**({"code": code, "decision": "", "rank": rank, "codes": {rank: code}} | more))
-
-
-def script(bench: Bench, *acts: Callable[[], None]) -> None:
-    """One act each time that the launcher waits; the last one again and again."""
-    left = list(acts)
-
-    def act() -> None:
-        now = left.pop(0) if len(left) > 1 else left[0]
-        now()
-
-    bench.view.act = act
-
-
-def nothing() -> None:
-    pass
 
 
 def test_a_finished_stage_creates_nothing() -> None:
@@ -224,18 +132,6 @@ def test_a_program_without_heartbeats_is_given_its_time_up_to_the_deadline() -> 
 # ---------------------------------------------------------------- adoption
 
 
-def another(bench: Bench, run_id: str) -> Bench:
-    return Bench(run_id=run_id, cluster=bench.cluster, api=bench.api)
-
-
-def under_way(**more: Any) -> Bench:
-    """A job that a launcher created before it was lost."""
-    bench = Bench(**more)
-    launcher = bench.launcher()
-    launcher.attempts.create(launcher._rendered(1))
-    return bench
-
-
 def test_a_job_under_way_is_adopted_and_changes_its_owner() -> None:
     bench = another(under_way(), "run-2")
     script(bench, lambda: bench.api.pod(0), bench.finish)
@@ -297,38 +193,6 @@ def test_a_job_of_another_output_is_not_adopted() -> None:
     script(bench, bench.finish)
     bench.launch(run=other)
     assert len([name for plural, name in bench.api.objects if plural == "pytorchjobs"]) == 2
-
-
-# ---------------------------------------------------------------- clean-up
-
-
-@pytest.mark.parametrize(
-    ("owners", "out", "condition", "removed"),
-    [
-        ({"run-1"}, OUT, None, 1),
-        ({"run-1"}, OUT + "/", None, 1),
-        ({"run-2"}, OUT, None, 0),
-        ({"run-1"}, "s3://bucket/other", None, 0),
-        ({"run-1"}, OUT, "Succeeded", 0),
-    ],
-)
-def test_clean_up_removes_what_the_run_owns_and_nothing_else(
-    owners: set[str], out: str, condition: str | None, removed: int
-) -> None:
-    bench = under_way()
-    if condition:
-        bench.api.condition(condition)
-    assert len(cleanup.remove_owned(bench.api, out=out, owners=owners)) == removed
-    assert len([name for plural, name in bench.api.objects if plural == "pytorchjobs"]) == 1 - removed
-
-
-def test_a_job_that_another_run_took_over_survives_the_first_runs_clean_up() -> None:
-    bench = under_way()
-    taken = another(bench, "run-2")
-    taken.launcher()._newest()
-    assert taken.heard("adopted")
-    assert cleanup.remove_owned(bench.api, out=OUT, owners={"run-1"}) == []
-    assert len(cleanup.remove_owned(bench.api, out=OUT, owners={"run-2"})) == 1
 
 
 # ---------------------------------------------------------------- preparation, entry
