@@ -1,4 +1,4 @@
-"""qwenvl data ingest|check|stats|preview|prepare: from files in public formats to shards, and what is in them."""
+"""qwenvl data ingest|check|stats|preview|prepare|annotate: files in public formats to shards, and what is in them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pipelines.cli import annotate
 from trainer.errors import DataError, UsageError
 
 SHOWN = 50
@@ -42,14 +43,14 @@ def parser() -> argparse.ArgumentParser:
     prepare.add_argument("recipe", help="shipped name, file or URI")
     prepare.add_argument("--out", required=True, metavar="URI")
     prepare.add_argument("--set", dest="overrides", action="append", default=[], metavar="A.B=VALUE")
+    annotate.add_to(what)
     return made
 
 
 def main(words: list[str]) -> int:
     asked = parser().parse_args(words[1:])
-    return {"ingest": _ingest, "check": _check, "stats": _stats, "preview": _preview, "prepare": _prepare}[asked.what](
-        asked
-    )
+    run = {"ingest": _ingest, "check": _check, "stats": _stats, "preview": _preview, "prepare": _prepare}
+    return {**run, "annotate": annotate.main}[asked.what](asked)
 
 
 # ---------------------------------------------------------------- ingest
@@ -64,7 +65,7 @@ def _ingest(asked: argparse.Namespace) -> int:
     from trainer.recipe import Prepare, Source
 
     out = asked.out.rstrip("/")
-    _refuse_other_content(out, asked.sources)
+    refuse_other_content(out, asked.sources)
     files = sorted({file for source in asked.sources for file in annotation_files(source, where="SOURCE")})
     found = {format_of(asked.format, file) for file in files}
     usually = {usual(name) for name in found if name in _known()}
@@ -108,7 +109,7 @@ def _slug(word: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", word.lower()).strip("_")[:40].strip("_") or "data"
 
 
-def _refuse_other_content(out: str, sources: list[str]) -> None:
+def refuse_other_content(out: str, sources: list[str]) -> None:
     """Shards are written into a folder of their own, which is emptied when they are whole: never one that holds
     anything else. What an ingest that was killed has left is finished or cleared by the next one."""
     from pipelines.prepare import swap
