@@ -155,3 +155,11 @@ def _gone(reached: Reached, namespace: str, limit_s: float = 60.0) -> None:
             _admin(reached, "delete", "pods", "--all", "-n", namespace, "--grace-period=1", "--wait=false")
         assert time.monotonic() < end, f"pods of {namespace} do not end"
         time.sleep(0.3)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Starts and stops come first: later the session's cluster is up."""
+    items.sort(key=lambda item: item.path.name != "test_lifecycle.py" if item.path.parent == HERE else True)
+
+
+HERE = Path(__file__).parent

@@ -50,7 +50,7 @@ def start_api_server(programs: Programs) -> None:
             {
                 "apiVersion": "audit.k8s.io/v1",
                 "kind": "Policy",
-                "omitStages": ["RequestReceived", "ResponseStarted"],
+                "omitStages": ["RequestReceived"],  # a watch is told when it begins
                 "rules": [
                     {"level": "Metadata", "userGroups": ["system:serviceaccounts"],
                      "resources": [{"group": group} for group in ("", "batch", "kubeflow.org")]},

@@ -17,6 +17,7 @@ from k8s.client import KubernetesApi
 from k8s.cluster import Cluster
 from k8s.names import Run
 from k8s.pytorchjob import Rendered, render_stage, spec_sha256
+from k8s.record import FOLDER
 from trainer import storage
 from trainer.recipe import STAGES, Recipe
 from trainer.resolve import load_recipe
@@ -39,14 +40,15 @@ def api_of(kubeconfig: str, namespace: str) -> KubernetesApi:
 def launch(spec: Json, say: Callable[[str], None]) -> None:
     """Launch the stage `sft` of tiny_smoke with payload.py as its program.
 
-    spec: cluster, out, kubeconfig, payload; run_id; pool, nodes, gpus; memory (limit of the container); image; verified (False: the job's own success is all there is).
+    spec: cluster, out, kubeconfig, payload; run_id; pool, nodes, gpus; memory (limit of the container); image.
 
     Raises:
         ClusterError: as the launcher does.
     """
     cluster = Cluster.model_validate(spec["cluster"])
     recipe = recipe_on("sft", spec.get("pool", "gpu"), spec.get("nodes", 2), spec.get("gpus", 8))
-    done = storage.join(spec["out"], "sft", "payload", "done.json")
+    stage_uri = storage.join(spec["out"], "sft")
+    done = storage.join(stage_uri, "payload", "done.json")
     run = Run(out=spec["out"], id=spec.get("run_id", "run-1"), stage_digest="payload")
 
     def render(one: Run) -> Rendered:
@@ -56,11 +58,20 @@ def launch(spec: Json, say: Callable[[str], None]) -> None:
         step="sft",
         run=run,
         render=render,
-        finished=(lambda: storage.exists(done)) if spec.get("verified", True) else None,
-        progress=lambda attempt: launcher.progress_of(storage.join(spec["out"], "sft"), attempt),
+        finished=lambda: storage.exists(done),
+        progress=lambda attempt: launcher.progress_of(stage_uri, attempt),
+        committed=lambda: max(commits(stage_uri), default=None),
+        stage_uri=stage_uri,
+        records=storage.join(spec["out"], FOLDER),
     )
     api = api_of(spec["kubeconfig"], cluster.namespace)
     launcher.Launcher(api, cluster, task, say=say).launch()
+
+
+def commits(stage_uri: str) -> list[int]:
+    """Steps that payload.py has committed."""
+    names = storage.list_dir(storage.join(stage_uri, "payload", "commits"))
+    return sorted(int(name.partition(".")[0]) for name in names)
 
 
 def recipe_on(stage: str, pool: str = "gpu", nodes: int = 2, gpus: int = 8) -> Recipe:

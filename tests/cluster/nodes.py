@@ -41,6 +41,10 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
 """
 
 
+SHARES = 6144
+"""CPU weight of all pods together, beside what else runs on the machine: six processes'. By default it is one's."""
+
+
 def containerd_name(node: Node) -> str:
     return f"containerd-{node.name}"
 
@@ -62,11 +66,11 @@ def start_containerd(node: Node) -> None:
 
 def load_images(node: Node, images: Iterable[Image]) -> None:
     """Import the archives; references by digest become names of the image."""
-    wait_for(f"containerd of {node.name}", lambda: "Server" in _ctr(node, "version"), name=containerd_name(node))
+    wait_for(f"containerd of {node.name}", lambda: "Server" in ctr(node, "version"), name=containerd_name(node))
     for image in images:
-        _ctr(node, "images", "import", image.archive)
+        ctr(node, "images", "import", image.archive)
         for reference in image.references:
-            _ctr(node, "images", "tag", "--force", image.tag, reference)
+            ctr(node, "images", "tag", "--force", image.tag, reference)
 
 
 def start_kubelet(programs: Programs, node: Node) -> None:
@@ -128,7 +132,8 @@ def _node(node: Node, output: str) -> str:
     return kubectl("get", "node", node.name, "-o", output, check=False)
 
 
-def _ctr(node: Node, *arguments: object) -> str:
+def ctr(node: Node, *arguments: object) -> str:
+    """A node's containerd, spoken to directly."""
     return run("ctr", "-a", node.socket, "-n", "k8s.io", *arguments, check=arguments[0] != "version")
 
 
@@ -179,4 +184,6 @@ def _make_cgroup(node: Node) -> None:
             for file in ("cpuset.cpus", "cpuset.mems"):
                 if (path / file).exists():
                     (path / file).write_text((parent / file).read_text())
+            if (path / "cpu.shares").exists() and parent == hierarchy:
+                (path / "cpu.shares").write_text(str(SHARES))
             parent = path

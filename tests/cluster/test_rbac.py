@@ -9,14 +9,13 @@ from collections.abc import Iterator
 import pytest
 
 from k8s import launcher
+from k8s.cleanup import remove_owned
 from k8s.client import VERBS
-from k8s.job import render_prepare
 from k8s.names import Run
-from tests.cluster.bench import Bench, chart
+from tests.cluster.bench import Bench, Launching, chart
 from tests.cluster.conftest import Reached
 from tests.cluster.launching import api_of
 from tests.cluster.place import AUDIT
-from trainer.command import PrepareCall, prepare_command
 from trainer.resolve import load_recipe
 
 pytestmark = pytest.mark.cluster
@@ -36,7 +35,7 @@ def requests_of(bench: Bench) -> Iterator[tuple[str, str, int]]:
 def granted(bench: Bench) -> set[tuple[str, str]]:
     (role,) = [one for one in chart(bench.namespace) if one["kind"] == "Role"]
     return {
-        (f"{group.partition('.')[0] if group == 'kubeflow' else group}/{resource}", verb)
+        (f"{group}/{resource}", verb)
         for rule in role["rules"]
         for group in rule["apiGroups"]
         for resource in rule["resources"]
@@ -47,16 +46,20 @@ def granted(bench: Bench) -> set[tuple[str, str]]:
 def test_the_launcher_uses_every_verb_that_it_is_granted_and_no_other(bench: Bench, reached: Reached) -> None:
     if not reached.own:
         pytest.skip("the audit log of KUBECONFIG's API server cannot be read")
-    # create, list, get, log; then another run takes the job over (patch); then it is removed (delete)
-    first = bench.launch({"steps": 1000})
-    bench.running()
+    # Two attempts share a ConfigMap; then another run takes the job over; then it is removed.
+    payload = {"steps": 1000, "ends": {"1": {"1": [1, "kill"]}}}
+    first = bench.launch(payload)
+    bench.running(attempt=2)
     bench.until("a line of the log", lambda: first.heard("step 1"))
-    second = bench.launch({"steps": 1000}, run_id="run-2")
+    second = bench.launch(payload, run_id="run-2")
     bench.until("the adoption", lambda: second.heard("adopted"))
+    prepare = _prepare(bench, "run-1")
+    bench.until("the Job", lambda: prepare.heard("created"))
+    again = _prepare(bench, "run-2")
+    bench.until("its adoption", lambda: again.heard("adopted"))
     api = api_of(str(bench.launcher), bench.namespace)
-    _prepare_job(bench)
-    assert len(launcher.remove_owned(api, out=bench.out, owners={"run-2"})) == 2
-    assert first.ended(60) is not None and second.ended(60) is not None
+    assert len(remove_owned(api, out=bench.out, owners={"run-2"})) == 2
+    assert all(one.ended(60) is not None for one in (first, second, prepare, again))
     time.sleep(1)  # the audit log is written in batches
     used = {(resource, verb) for resource, verb, _ in requests_of(bench)}
     refused = [entry for entry in requests_of(bench) if entry[2] in (401, 403)]
@@ -65,25 +68,13 @@ def test_the_launcher_uses_every_verb_that_it_is_granted_and_no_other(bench: Ben
     assert {resource for resource, _ in granted(bench)} == set(VERBS)
 
 
-def _prepare_job(bench: Bench) -> None:
-    """A data preparation is a Job: created by one run, taken over by another."""
+def _prepare(bench: Bench, run_id: str) -> Launching:
+    """A data preparation, which is a Job."""
     recipe = load_recipe("tiny_smoke")
-    command = prepare_command(PrepareCall("prepare-data", "/etc/qwenvl-train/recipe.json", bench.out))
-    for run_id in ("run-1", "run-2"):
-        task = launcher.Task(
-            step="prepare-data",
-            run=Run(out=bench.out, id=run_id, stage_digest="d"),
-            render=lambda run: render_prepare(recipe, "prepare-data", bench.cluster, run, command),
-            finished=None,
-            progress=lambda _: launcher.Progress(watched=False),
-        )
-        api = api_of(str(bench.launcher), bench.namespace)
-        said: list[str] = []
-        one = launcher.Launcher(api, bench.cluster, task, say=said.append)
-        job, attempt = one._newest()
-        if job is None:
-            job = one._create(one._rendered(attempt))
-        assert api.get(launcher.kind_of(job), job["metadata"]["name"]) is not None
+    run = Run(out=bench.out, id=run_id)
+    task = launcher.task_of("prepare-data", recipe, bench.cluster, run)
+    api = api_of(str(bench.launcher), bench.namespace)
+    return bench.start(lambda say: launcher.Launcher(api, bench.cluster, task, say=say).launch())
 
 
 def test_without_the_role_the_launcher_is_told_what_it_may_not_do(bench: Bench) -> None:
