@@ -14,13 +14,16 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from pipelines.prepare import resumable
+from pipelines.prepare import answer_checks, resumable
+from pipelines.prepare.curate import answer_rules
+from pipelines.prepare.curate.asking import judge_facts
 from pipelines.prepare.formats.rows import BadRow, answer_parts
 from pipelines.prepare.ingest import source_uri
 from pipelines.prepare.resumable import ResumableShards
@@ -28,8 +31,10 @@ from pipelines.prepare.stage import sampled_name
 from trainer import storage
 from trainer.after import answers as table
 from trainer.after.answers import Answer, Place, Request
+from trainer.after.final import steps_of
 from trainer.after.prompts import frame_of, paired
 from trainer.after.scores import Frame, score
+from trainer.curation import Checks
 from trainer.data import kept
 from trainer.data.layout import Drop, Rules, fit_sample, rules_of
 from trainer.data.objects import TaggedObjects, read_tagged
@@ -38,12 +43,14 @@ from trainer.data.sample import Message, Sample, from_json
 from trainer.data.shards import ShardReader, Source
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import DataError, UsageError
+from trainer.fields import identity
 from trainer.models.config import family_of, tokenizer_uri
 from trainer.recipe import Recipe, Sampling, Stage
 from trainer.resolve import digest
 
-VERSION = 4
+VERSION = 5
 SPATIAL = ("box", "point")
+Answers = dict[str, list[Answer]]
 
 
 def folder_of(stage: str, out: str) -> str:
@@ -111,7 +118,8 @@ def _tasks(source: Source, name: str) -> Iterator[Request]:
 @dataclass
 class Selection:
     """What became of the answers; the counts of selection.json. `unreadable`: one whose places or tags cannot be read,
-    so that it cannot be written again."""
+    so that it cannot be written again. `refused`: correct, and failed a check (`of_check` says which); `undecided`:
+    LaTeX that took too long to compare, incorrect."""
 
     requests: int = 0
     answers: int = 0
@@ -120,20 +128,25 @@ class Selection:
     errors: int = 0
     unfinished: int = 0
     repeated: int = 0
+    refused: int = 0
     unreadable: int = 0
+    undecided: int = 0
     kept: int = 0
+    of_check: Counter[str] = field(default_factory=Counter)
     of_task: dict[str, Counter[str]] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        counts = {name: value for name, value in vars(self).items() if name != "of_task"}
+        counts = {name: value for name, value in vars(self).items() if name not in ("of_task", "of_check")}
         return {
             **counts,
+            "of_check": dict(sorted(self.of_check.items())),
             "of_task": {name: dict(sorted(count.items())) for name, count in sorted(self.of_task.items())},
         }
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Selection:
-        return cls(**{**content, "of_task": {name: Counter(count) for name, count in content["of_task"].items()}})
+        of_task = {name: Counter(count) for name, count in content["of_task"].items()}
+        return cls(**{**content, "of_check": Counter(content["of_check"]), "of_task": of_task})
 
 
 @dataclass(frozen=True)
@@ -159,6 +172,7 @@ def select_answers(recipe: Recipe, stage: str, out: str) -> dict[str, Any]:
         print(f"select: {stage} is already there", flush=True)
         return _reported(stored, target, report)
     rules = rules_of(config, "chat", family_of(recipe, out), Tokenizer.load(tokenizer_uri(recipe, out)))
+    checking = _checking(recipe, stage, out, requests, found, rules)
     made = ResumableShards(target, key=key, shard_bytes=recipe.prepare.shard_bytes)
     counts = Selection(requests=len(requests)) if made.counts is None else Selection.from_json(made.counts)
     readers: dict[str, ShardReader] = {}
@@ -166,7 +180,7 @@ def select_answers(recipe: Recipe, stage: str, out: str) -> dict[str, Any]:
     try:
         for request in requests[made.num_items :]:
             before = json.dumps(counts.as_json())
-            judged = _judge(request, found[request.id], rules, counts)
+            judged = _judge(request, found[request.id], rules, counts, checking)
             samples = list(make(request, judged, sampled_name(stage), sampling.keep))
             place = request.place
             if place.source not in readers:
@@ -178,6 +192,7 @@ def select_answers(recipe: Recipe, stage: str, out: str) -> dict[str, Any]:
                 _of_task(counts, request)["kept"] += len(samples)
         models = sorted({answer.model for answers in found.values() for answer in answers})
         content = {"format": 1, "stage": stage, "models": models, **counts.as_json()}
+        content |= {"steps_judge": checking.facts} if checking.facts else {}
         made.finish(content, source=sampled_name(stage), split="train")
     except DataError:
         made.discard()
@@ -191,7 +206,7 @@ def select_answers(recipe: Recipe, stage: str, out: str) -> dict[str, Any]:
     print(
         f"select: {stage} {counts.kept} {'pairs' if stage == 'dpo' else 'answers'} kept of {counts.answers} "
         f"({counts.correct} correct, {counts.incorrect} incorrect, {counts.unfinished} unfinished, "
-        f"{counts.unreadable} unreadable, {counts.errors} errors)",
+        f"{counts.refused} refused by checks, {counts.unreadable} unreadable, {counts.errors} errors)",
         flush=True,
     )
     return _reported(content, target, report)
@@ -211,10 +226,20 @@ def _key(recipe: Recipe, config: Stage, requests: list[Request], found: dict[str
             "requests": [request.model_dump(mode="json") for request in requests],
             "answers": {name: [vars(answer) for answer in answers] for name, answers in found.items()},
             "keep": config.sampling.keep if config.sampling else 0,
-            "pixels": config.pixels.model_dump(mode="json"),
+            "checks": _checks_facts(config.sampling),
+            "pixels": identity(config.pixels),
             "shard_bytes": recipe.prepare.shard_bytes,
         }
     )
+
+
+def _checks_facts(sampling: Sampling | None) -> dict[str, Any] | None:
+    if sampling is None or sampling.checks is None:
+        return None
+    content = {**identity(sampling.checks), "version": [answer_checks.VERSION, answer_rules.VERSION]}
+    if sampling.checks.judge is not None:  # how it is asked, not what
+        content["judge"] = judge_facts(sampling.checks.judge)
+    return content
 
 
 def _of_task(counts: Selection, request: Request) -> Counter[str]:
@@ -222,9 +247,66 @@ def _of_task(counts: Selection, request: Request) -> Counter[str]:
     return counts.of_task.setdefault(request.sample.key.task, Counter())
 
 
-def _judge(request: Request, found: list[Answer], rules: Rules, counts: Selection) -> list[Judged]:
+@dataclass(frozen=True)
+class Checking:
+    """The checks of a recipe, and what a judge said of the steps: {(request, answer): share}, for the answers that it
+    was asked about."""
+
+    checks: Checks | None = None
+    with_image: dict[tuple[str, int], float] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def problem(self, request: Request, answer: Answer) -> str | None:
+        if self.checks is None:
+            return None
+        judged = self.checks.judge is not None  # one that it was not asked about has no picture, or no steps
+        share = self.with_image.get((answer.request, answer.answer), math.nan) if judged else None
+        return answer_checks.problem(self.checks, request.sample, answer.text, share)
+
+
+def _checking(recipe: Recipe, stage: str, out: str, requests: list[Request], found: Answers, rules: Rules) -> Checking:
+    """Asks the judge, where the recipe states one, about the steps of all correct answers that pass the other checks:
+    many at a time, before any is selected."""
+    _, sampling = _sampling(recipe, stage)
+    checks = sampling.checks
+    if checks is None or checks.judge is None:
+        return Checking(checks)
+    readers: dict[str, ShardReader] = {}
+
+    def files(place: Place) -> list[bytes]:
+        if place.source not in readers:
+            readers[place.source] = ShardReader(storage.join(out, place.source))
+        return readers[place.source].media(place.shard, place.row)
+
+    others = checks.model_copy(update={"min_steps_with_image": None})
+    asked = {}
+    for request in requests:
+        key, frame = request.sample.key, _frame(request, rules)
+        if key is None or frame is None:  # no picture that steps could use
+            continue
+        for answer in found[request.id]:
+            right = answer.finish == "stop" and score(key, answer.text, frame)["correct"] >= 1
+            if right and steps_of(answer.text) and answer_checks.problem(others, request.sample, answer.text) is None:
+                name = f"{answer.request}#{answer.answer}"
+                place = request.place
+                asked[answer.request, answer.answer] = answer_checks.Asked(
+                    name, request.sample, answer.text, partial(files, place)
+                )
+    try:
+        record, where = storage.join(folder_of(stage, out), "judge"), f"stages.{stage}.sampling.checks.judge"
+        shares, facts = answer_checks.judged_steps(
+            list(asked.values()), checks.judge, record=record, seed=recipe.seed, where=where
+        )
+    finally:
+        for reader in readers.values():
+            reader.close()
+    return Checking(checks, dict(zip(asked, shares, strict=True)), facts)
+
+
+def _judge(request: Request, found: list[Answer], rules: Rules, counts: Selection, checking: Checking) -> list[Judged]:
     """Answers without errors and repetitions that can be written again, in order, with what the key says of them. A
-    correct text that did not come to its end is neither: it teaches to go on."""
+    correct text that did not come to its end, or failed a check, is neither: it teaches to go on, or what the check
+    is there against."""
     assert request.sample.key is not None
     frame = _frame(request, rules)
     if frame is None and request.sample.key.task in SPATIAL:
@@ -238,7 +320,9 @@ def _judge(request: Request, found: list[Answer], rules: Rules, counts: Selectio
         if answer.finish == "error":
             counts.errors += 1
             continue
-        correct = score(request.sample.key, answer.text, frame)["correct"] >= 1
+        figures = score(request.sample.key, answer.text, frame)
+        correct = figures["correct"] >= 1
+        counts.undecided += int(figures.get("undecided", 0))
         if correct and answer.finish != "stop":
             counts.unfinished += 1
             continue
@@ -249,6 +333,11 @@ def _judge(request: Request, found: list[Answer], rules: Rules, counts: Selectio
             counts.repeated += 1
             continue
         seen.add(text)
+        if correct and (failed := checking.problem(request, answer)) is not None:
+            counts.refused += 1
+            counts.of_check[failed] += 1
+            of_task["refused"] += 1
+            continue
         if (message := _message(request, answer, correct, frame, rules)) is None:
             counts.unreadable += 1
             of_task["unreadable"] += 1
