@@ -7,7 +7,7 @@ An episode with a bad step, a missing one, or steps out of order is one bad row.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -32,19 +32,21 @@ def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
         messages, media = agent.trajectory(episode, media_root)
         return Draft(where, str(field_of(steps[0], "episode_id", "ep_id")), messages, media, units="unit")
 
-    yield from episodes(path, ("episode_id", "ep_id"), one)
+    yield from episodes(json_entries(path), ("episode_id", "ep_id"), one)
 
 
-def episodes(path: str, names: Sequence[str], read_one: Callable[[dict, str], Draft]) -> Iterator[Row]:
-    """Rows of a file that holds one step a line: lines with the same value of one of `names` that follow each other
-    are one entry {"steps": [...]}. A line that cannot be read is a Bad of its own, and ends the episode."""
+def episodes(
+    entries: Iterable[tuple[str, Any]], names: Sequence[str], read_one: Callable[[dict, str], Draft]
+) -> Iterator[Row]:
+    """Rows of (where, value or Bad) that hold one step each: steps with the same value of one of `names` that follow
+    each other are one entry {"steps": [...]}. A step that cannot be read is a Bad of its own, and ends the episode."""
 
     def owner(item: tuple[str, Any]) -> tuple[Any, str]:
         where, entry = item
         found = [entry[name] for name in names if entry.get(name) is not None] if isinstance(entry, dict) else []
         return (found[0], "") if found else (None, where)
 
-    for known, group in groupby(json_entries(path), owner):
+    for known, group in groupby(entries, owner):
         lines = list(group)
         where, first = lines[0]
         if isinstance(first, Bad):

@@ -19,7 +19,6 @@ FIELDS = {
     "layout": (("pages",), ("image", "blocks")),
     "android_control": (("actions", "screenshots"),),
     "aitw": (("step_id", "goal_info"), ("step_id", "goal")),
-    "mind2web": (("annotation_id", "confirmed_task"),),
     "web_dom": (("screens",),),
 }
 """Of readers that do not say themselves: the fields that one of their rows has."""

@@ -4,9 +4,9 @@
 candidates are objects or JSON text. The place of an action is the middle of its element's box (`bounding_box_rect`: x,
 y, width, height in pixels of the page's screenshot): of the original target, else the first candidate that has a box.
 
-Where actions have a `target_action_index`, it counts them from 0: an episode that lacks one, or has them in another
-order, is one bad row. Multimodal-Mind2Web is published as Parquet with the screenshots in cells: that is not read here,
-write its rows as lines and its screenshots as files.
+Where actions have a `target_action_index`, it counts them from 0, and `action_reprs` has one word of each: an episode
+that lacks one, or has them in another order, is one bad row. Multimodal-Mind2Web's Parquet, with the screenshots in
+cells, is read as it is published (mind2web_table.py).
 """
 
 from __future__ import annotations
@@ -14,10 +14,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from pipelines.prepare.formats import actions, agent
+from pipelines.prepare.formats import actions, agent, mind2web_table
 from pipelines.prepare.formats.aitw import episodes
-from pipelines.prepare.formats.rows import BadRow, Draft, Row, field_of
+from pipelines.prepare.formats.parquet import MIND2WEB
+from pipelines.prepare.formats.peek import Peek
+from pipelines.prepare.formats.rows import BadRow, Draft, Row, field_of, json_entries
 from trainer.recipe import Source
+
+
+def looks(peek: Peek) -> str | None:
+    known = peek.all(*MIND2WEB) or set(peek.names) >= MIND2WEB
+    return " and ".join(sorted(MIND2WEB)) if known else None
 
 
 def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
@@ -32,6 +39,8 @@ def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
             in_order = [str(number) for number in range(len(listed))]
             if [str(number) for number in numbers] != in_order:
                 raise BadRow("wrong-order", f"actions 0 to {len(listed) - 1} one after the other", numbers)
+        if (told := listed[0].get("action_reprs")) and len(told) != len(listed):
+            raise BadRow("wrong-order", f"{len(told)} actions, as action_reprs says", len(listed))
         episode = {
             "instruction": field_of(first, "confirmed_task"),
             "tool": "computer_use",
@@ -41,7 +50,10 @@ def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
         messages, media = agent.trajectory(episode, media_root)
         return Draft(where, str(first["annotation_id"]), messages, media)
 
-    yield from episodes(path, ("annotation_id",), one)
+    table = path.endswith(".parquet")
+    yield from episodes(
+        mind2web_table.entries(path, media_root) if table else json_entries(path), ("annotation_id",), one
+    )
 
 
 def _step(action: dict) -> dict:

@@ -26,6 +26,8 @@ from trainer.recipe import Source
 
 KIND, RENDERING = "instruction", "chat"
 BATCH_ROWS = 256
+MIND2WEB = {"annotation_id", "confirmed_task"}
+"""Columns by which mind2web.py, which reads tables as well, knows its own."""
 PICTURE_ROWS = 16
 """Rows whose pictures are in memory at once where it must be looked which of them have bytes."""
 PICTURES = ("image", "images", "jpg", "png")
@@ -33,7 +35,7 @@ PICTURES = ("image", "images", "jpg", "png")
 
 
 def looks(peek: Peek) -> str | None:
-    return "a Parquet file" if peek.holds == "parquet" else None
+    return "a Parquet file" if peek.holds == "parquet" and not set(peek.names) >= MIND2WEB else None
 
 
 def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
@@ -82,7 +84,7 @@ def _group(
         return draft_of_row(_plain(entry), where, media_root, source)
 
     before = sum(table.metadata.row_group(earlier).num_rows for earlier in range(group))
-    named = {name: _paths(table, group, name, depth) for name, depth in shown.items()}
+    named = {name: pictures_of_group(table, group, name, depth) for name, depth in shown.items()}
     number = 0
     for batch in table.iter_batches(BATCH_ROWS, row_groups=[group], columns=others):
         for entry in batch.to_pylist():
@@ -96,7 +98,7 @@ def _group(
             number += 1
 
 
-def _paths(table: pq.ParquetFile, group: int, name: str, depth: int | None) -> list[list[str | None]]:
+def pictures_of_group(table: pq.ParquetFile, group: int, name: str, depth: int | None) -> list[list[str | None]]:
     """Of every row of the group an entry a picture: its path when that is where its bytes are, None when they are in
     the cell. Bytes are looked at only where the column's statistics leave open whether some are missing."""
     leaves = {path.rpartition(".")[2]: path for path in _leaves(table) if path.split(".")[0] == name}

@@ -70,22 +70,24 @@ def _trajectory(sample: Sample, files: Sequence[bytes], lines: Sequence[Json]) -
 
 def _step(sample: Sample, files: Sequence[bytes], step: Step, line: Json, count: int) -> str:
     name = f"{sample.id}, step {step.number + 1}"
-    before = _picture(sample, files, step.before, step)
-    after = (
-        "<p class='quiet'>The last action: nothing follows.</p>"
-        if step.after is None
-        else _picture(sample, files, step.after)
-    )
+    placed = any(action.coordinates for action in step.actions)
+    shown = _figure(_picture(sample, files, step.before, step), f"before{'; the action is marked' if placed else ''}")
+    if step.after is None:
+        shown += "<p class='quiet'>The last action: nothing follows.</p>"
+    else:
+        shown += _figure(_picture(sample, files, step.after), "after")
     by = f"<span class='quiet'>written by {_text(line['by'])}</span>" if line["by"] else ""
     return (
         f"<article class='card step' data-sample='{_text(sample.id)}' data-step='{step.number}' "
         f"data-digest='{line['digest']}'><h3>Step {step.number + 1} of {count} {by}</h3>"
-        f"<p class='act'><b>{_text(step.calls)}</b></p><div class='screens'><figure>{before}<figcaption>before; the "
-        f"action is marked</figcaption></figure><figure>{after}<figcaption>after</figcaption></figure></div>"
+        f"<p class='act'><b>{_text(step.calls)}</b></p><div class='screens'>{shown}</div>"
         f"<textarea rows='3' spellcheck='true' aria-label='Reasoning of {_text(name)}'>{_text(step.reasoning)}"
-        "</textarea>"
-        f"<p class='quiet words'></p></article>"
+        "</textarea><p class='quiet words'></p></article>"
     )
+
+
+def _figure(shown: str, caption: str) -> str:
+    return f"<figure>{shown}<figcaption>{caption}</figcaption></figure>"
 
 
 def _picture(sample: Sample, files: Sequence[bytes], number: int, marked: Step | None = None) -> str:
