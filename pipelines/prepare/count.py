@@ -126,7 +126,7 @@ class Counter:
     def count(self, name: str, uri: str, *, kind: str, split: str, weight: float) -> SourceCounts:
         """`name` is the source's name in the mixture, `uri` its folder relative to the output."""
         folder = storage.join(self.out, uri)
-        source = Source.open(folder)
+        source = Source.open(folder, keep_indexes=1)
         ref = rules_ref(self.recipe, self.stage, name, self.out)
         rules = rules_for(ref)
         started, before = time.monotonic(), self.tokenised
@@ -205,13 +205,12 @@ def _source_counts(source: Source, parts: list[Columns], rules: Rules, **facts) 
     fits, number = np.unique(fit_rows.reshape(-1, 3), axis=0, return_inverse=True)
     reasons = _curated(source, columns["drop"])
     fit = np.where(columns["drop"] < 0, number.reshape(columns["drop"].shape), -1)
-    ids = [identity for shard in range(len(parts)) for identity in source.index(shard)["id"].to_pylist()]
     return SourceCounts(
         digest=source.digest,
         rules_digest=rules.digest,
         shard=np.repeat(np.arange(len(parts), dtype=np.int32), num_rows),
         row=np.concatenate([np.arange(n, dtype=np.int32) for n in num_rows]) if parts else np.zeros(0, np.int32),
-        id_hash=np.array([id_hash(facts["name"], identity) for identity in ids], np.uint64),
+        id_hash=_id_hashes(source, facts["name"]),
         tokens=columns["tokens"],
         patches=columns["patches"],
         targets=columns["targets"],
@@ -233,6 +232,15 @@ def _curated(source: Source, drop: np.ndarray) -> tuple[str, ...]:
     for number, name in enumerate(filters, len(REASONS)):
         drop[found == name] = number
     return (*REASONS, *filters)
+
+
+def _id_hashes(source: Source, name: str) -> np.ndarray:
+    """uint64[N]"""
+    found = [np.zeros(0, np.uint64)]
+    for shard in range(source.num_shards):
+        ids = source.index(shard)["id"].to_pylist()
+        found.append(np.array([id_hash(name, identity) for identity in ids], np.uint64))
+    return np.concatenate(found)
 
 
 def _row_bytes(source: Source) -> np.ndarray:

@@ -79,7 +79,7 @@ def make_requests(recipe: Recipe, stage: str, out: str) -> list[Request]:
     uri = storage.join(folder_of(stage, out), "requests.jsonl")
     drawn: list[tuple[int, Request]] = []
     for name in sampling.tasks:
-        source = Source.open(source_uri(out, name, "train"))
+        source = Source.open(source_uri(out, name, "train"), keep_indexes=1)
         drawn += [(_rank(recipe.seed, stage, name, request), request) for request in _tasks(source, name)]
     if not drawn:
         raise DataError(

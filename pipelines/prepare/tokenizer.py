@@ -47,7 +47,7 @@ def prepare_tokenizer(recipe: Recipe, out: str) -> None:
         raise RecipeError([("model.vocab_size", "needed to train a tokenizer on the corpus")])
     # The family as stated: its config is only complete (token ids) once there is a tokenizer.
     family, folder = load_family(recipe.family, stated_config(recipe)), tokenizer_uri(recipe, out)
-    sources = {name: Source.open(source_uri(out, name, "train")) for name in recipe.prepare.sources}
+    sources = {name: Source.open(source_uri(out, name, "train"), keep_indexes=1) for name in recipe.prepare.sources}
     key = digest(
         {
             "version": VERSION,

@@ -12,10 +12,8 @@ import hashlib
 import io
 import json
 import math
-import os
 import random
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -28,12 +26,12 @@ from PIL import Image
 from pipelines.prepare.corpus.sources import package_folder, photos
 from pipelines.prepare.describe import describe
 from pipelines.prepare.formats.rows import MediaRef
+from tests.bench._processes import taken_by
 
 FILES, QUICK_FILES = 100_000, 10_000
 CHUNK = 100
 PROCESSES = 2
 SIZE = (640, 480)
-SAMPLE_S = 0.2
 
 
 def figures(quick: bool) -> dict[str, float]:
@@ -65,7 +63,7 @@ def _name(number: int) -> str:
 
 
 @cache
-def _photographs() -> list[Image.Image]:
+def photographs() -> list[Image.Image]:
     """The corpus' photographs in the size of their files."""
     found = []
     for photo in photos(0):
@@ -76,7 +74,7 @@ def _photographs() -> list[Image.Image]:
 
 def _make(folder: Path, start: int) -> int:
     """One chunk of files, seeded by its number; bytes written."""
-    shown = _photographs()
+    shown = photographs()
     written = 0
     for number in range(start, start + CHUNK):
         draw = random.Random(number)
@@ -139,41 +137,6 @@ def _ingest_pss_mb(folder: Path, count: int) -> float:
             file.write(json.dumps({"id": str(number), "image": _name(number), "caption": "a picture"}) + "\n")
     out = folder / f"out-{count}"
     words = ["data", "ingest", str(rows), "--out", str(out), "--verify-media", "header"]
-    command = [sys.executable, "-m", "pipelines.cli.main", *words]
-    ingest = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    most = 0.0
-    while ingest.poll() is None:
-        most = max(most, sum(map(_pss_mb, _tree(ingest.pid))))
-        time.sleep(SAMPLE_S)
-    if ingest.returncode != 0:
-        raise RuntimeError(f"the ingest ended with {ingest.returncode}")
+    most = taken_by([sys.executable, "-m", "pipelines.cli.main", *words]).most_mb
     shutil.rmtree(out)
     return most
-
-
-def _tree(pid: int) -> list[int]:
-    """A process and all below it."""
-    found = [pid]
-    for parent in found:
-        for thread in _listed(f"/proc/{parent}/task"):
-            found += map(int, _read(f"/proc/{parent}/task/{thread}/children").split())
-    return found
-
-
-def _pss_mb(pid: int) -> float:
-    lines = _read(f"/proc/{pid}/smaps_rollup").splitlines()
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:")), 0.0)
-
-
-def _listed(path: str) -> list[str]:
-    try:
-        return os.listdir(path)
-    except OSError:  # it ended meanwhile
-        return []
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text()
-    except OSError:
-        return ""

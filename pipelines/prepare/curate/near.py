@@ -7,7 +7,7 @@ pairs are stored once below OUT/data/curate, keyed by the digests of the shards;
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,8 +37,8 @@ Columns = list[pa.Table]
 # ---------------------------------------------------------------- columns
 
 
-def text_columns(work: Work, source: Source, told: str) -> pa.Table:
-    """text_signature.SCHEMA, one row a sample."""
+def text_columns(work: Work, source: Source, told: str, *names: str) -> pa.Table:
+    """The named columns of text_signature.SCHEMA with `place`, one row a sample."""
 
     def rows(texts: list[str], shard: int, block: list[int]) -> list[dict[str, Any]]:
         facts = work.map(_text_facts, texts)
@@ -46,7 +46,7 @@ def text_columns(work: Work, source: Source, told: str) -> pa.Table:
         places = ({"place": uid_of(0, shard, row)} for row in block)
         return [{**place, **fact, **signs} for place, fact, signs in zip(places, facts, signed, strict=True)]
 
-    return _all(work, source, "near_text", text_signature.VERSION, rows, text_signature.SCHEMA, told)
+    return _all(work, source, "near_text", text_signature.VERSION, rows, text_signature.SCHEMA, told, names)
 
 
 def _text_facts(text: str) -> tuple[str, list[bytes]]:
@@ -56,9 +56,10 @@ def _text_facts(text: str) -> tuple[str, list[bytes]]:
     return json.dumps({"text": said, "digest": content_digest(sample), "size": size}), []
 
 
-def image_columns(work: Work, source: Source, told: str) -> pa.Table:
-    """image_signature.SCHEMA, one row a sample; every image is decoded, once. One that cannot be decoded (what
-    prepare.verify_media: header lets through) has an empty hash and is the same as its own bytes alone."""
+def image_columns(work: Work, source: Source, told: str, *names: str) -> pa.Table:
+    """The named columns of image_signature.SCHEMA with `place`, one row a sample; every image is decoded, once. One
+    that cannot be decoded (what prepare.verify_media: header lets through) has an empty hash and is the same as its
+    own bytes alone."""
 
     def rows(texts: list[str], shard: int, block: list[int]) -> list[dict[str, Any]]:
         asked = [json.dumps({"uri": source.uri, "digest": source.digest, "shard": shard, "row": row}) for row in block]
@@ -75,7 +76,7 @@ def image_columns(work: Work, source: Source, told: str) -> pa.Table:
             )
         return found
 
-    return _all(work, source, "near_image", image_signature.VERSION, rows, image_signature.SCHEMA, told)
+    return _all(work, source, "near_image", image_signature.VERSION, rows, image_signature.SCHEMA, told, names)
 
 
 def _image_facts(asked: str) -> tuple[str, list[bytes]]:
@@ -103,17 +104,20 @@ def _signature(data: bytes, origin: str) -> tuple[bytes, bytes]:
 
 def undecodable(work: Work, source: Source, told: str) -> int:
     """Samples with an image that has no signature."""
-    hashes = image_columns(work, source, told)["hashes"].to_pylist()
+    hashes = image_columns(work, source, told, "hashes")["hashes"].to_pylist()
     return sum(any(not one for one in row) for row in hashes)
 
 
-def _all(work: Work, source: Source, kind: str, version: int, rows: Any, schema: pa.Schema, told: str) -> pa.Table:
+def _all(
+    work: Work, source: Source, kind: str, version: int, rows: Any, schema: pa.Schema, told: str, names: Sequence[str]
+) -> pa.Table:
+    """Of all shards only the columns that are asked for are held."""
     key = digest({"kind": kind, "version": version})
     tables = [
-        work.column(source, shard, kind=kind, key=key, rows=rows, schema=schema, told=told)
+        work.column(source, shard, kind=kind, key=key, rows=rows, schema=schema, told=told).select(["place", *names])
         for shard in range(source.num_shards)
     ]
-    return pa.concat_tables(tables).combine_chunks() if tables else schema.empty_table()
+    return pa.concat_tables(tables).combine_chunks() if tables else schema.empty_table().select(["place", *names])
 
 
 def documents_of_image(work: Work, source: Source) -> np.ndarray:
@@ -161,7 +165,8 @@ class Known:
         """
         split = "held_out" if part == "decontaminate" else "train"
         folders = [self.folder(name, "train"), *(self.folder(other, split) for other in asked.against)]
-        compared = Compared(self.work, [Source.open(folder) for folder in folders], self.out, name)
+        sources = [Source.open(folder, keep_indexes=1) for folder in folders]
+        compared = Compared(self.work, sources, self.out, name)
         drop = compared.contaminated if part == "decontaminate" else compared.repeated
         for method in ("exact", "text", "image"):
             limit = getattr(asked, method)
@@ -181,12 +186,8 @@ class Compared:
         self.cache = storage.join(out, "data", "curate", name)
         self.uids = np.concatenate([_uids(source, number) for number, source in enumerate(sources)])
         self.num_own = sources[0].num_samples
-        self.ids = [
-            identity
-            for one in sources
-            for shard in range(one.num_shards)
-            for identity in one.index(shard)["id"].to_pylist()
-        ]
+        ids = [one.index(shard)["id"] for one in sources for shard in range(one.num_shards)]
+        self.ids = pa.chunked_array([chunk for column in ids for chunk in column.chunks], pa.string())
         self.others_kept = np.concatenate(
             [np.zeros(0, bool)]
             + [kept.reasons(one, shard) == "" for one in sources[1:] for shard in range(one.num_shards)]
@@ -204,26 +205,26 @@ class Compared:
         close = (pc.field("distance") <= asked.image) & (pc.field("difference") <= asked.image_difference)
         return self._image_groups(edges.filter(close)), f"more than {asked.image} bits apart"
 
-    def _columns(self, kind: str) -> Columns:
+    def _columns(self, kind: str, *names: str) -> Columns:
         make = text_columns if kind == "text" else image_columns
         found = []
         for number, source in enumerate(self.sources):
-            table = make(self.work, source, self.name)
+            table = make(self.work, source, self.name, *names)
             uids = pa.array(table["place"].to_numpy() + uid_of(number, 0, 0))
             found.append(table.set_column(0, "uid", uids))
         return found
 
     def _exact(self) -> Groups:
-        digests = pa.concat_tables(self._columns("text"))["digest"].to_numpy(zero_copy_only=False)
+        digests = pa.concat_tables(self._columns("text", "digest"))["digest"].to_numpy(zero_copy_only=False)
         _, group = np.unique(digests.astype(str), return_inverse=True)
         return Groups(group.reshape(-1))
 
     def _text_frame(self) -> Any:
-        return self.work.daft.from_arrow(pa.concat_tables(self._columns("text")).select(["uid", "bands", "shingles"]))
+        return self.work.daft.from_arrow(pa.concat_tables(self._columns("text", "bands", "shingles")))
 
     def _image_frame(self) -> Any:
         """One row an image, whatever the number of samples that show it."""
-        table = pa.concat_tables(self._columns("image"))
+        table = pa.concat_tables(self._columns("image", "images", "hashes", "thumbs"))
         flat = [table[name].combine_chunks().flatten() for name in ("images", "hashes", "thumbs")]
         _, first = np.unique(flat[0].to_numpy(), return_index=True)
         first = np.array([at for at in first.tolist() if flat[1][at].as_py()], np.int64)  # those that were decoded
@@ -253,7 +254,7 @@ class Compared:
 
     def _image_groups(self, edges: pa.Table) -> Groups:
         """Samples that show the same pictures are one group; pictures are the same along pairs."""
-        shown = pa.concat_tables(self._columns("image"))["images"].to_pylist()
+        shown = pa.concat_tables(self._columns("image", "images"))["images"].to_pylist()
         every = np.unique(np.array([image for images in shown for image in images], np.uint64))
         numbered = np.stack([np.searchsorted(every, edges[end].to_numpy()) for end in ("a", "b")], axis=1)
         label = components(len(every), numbered)
@@ -270,20 +271,22 @@ class Compared:
         """(bool[N] own samples of which another is kept, str[N] that one's id). What other sources keep goes first,
         then the largest sample, then the smallest id."""
         present = np.concatenate([alive, self.others_kept])
-        sizes = pa.concat_tables(self._columns("text"))["size"].to_numpy()
-        order = sorted(
-            range(len(self.uids)), key=lambda at: (at < self.num_own, -int(sizes[at]), self.ids[at], int(self.uids[at]))
-        )
+        own = np.arange(len(self.uids)) < self.num_own
+        sizes = pa.concat_tables(self._columns("text", "size"))["size"]
+        every = pa.table({"own": own, "size": sizes, "id": self.ids, "uid": self.uids, "at": np.arange(len(own))})
+        keys = [("own", "ascending"), ("size", "descending"), ("id", "ascending"), ("uid", "ascending")]
+        order = every.sort_by(keys)["at"].to_numpy()
         rank = np.empty(len(order), np.int64)
         rank[order] = np.arange(len(order))
         group = groups.among(present)
         rank[~present] += len(order)
         dropped = duplicates(group, rank) & present
-        first: dict[int, int] = {}
-        for at in order:
-            if present[at]:
-                first.setdefault(int(group[at]), at)
-        return self._answer(dropped, [first.get(int(one), -1) for one in group[: self.num_own]])
+        there = order[present[order]]
+        groups_there, at = np.unique(group[there], return_index=True)  # the first of each
+        mine = group[: self.num_own]
+        place = np.searchsorted(groups_there, mine) if len(there) else np.zeros(len(mine), np.int64)
+        known = np.append(groups_there, -1)[place] == mine
+        return self._answer(dropped, np.where(known, np.append(there[at], -1)[place], -1))
 
     def contaminated(self, groups: Groups, alive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(bool[N] own samples that are, or show a picture that is, in what is held out; str[N] with which one)."""
@@ -301,15 +304,19 @@ class Compared:
         found = np.array([one >= 0 for one in match], bool)
         return self._answer(np.concatenate([found & alive, np.zeros(len(held), bool)]), match)
 
-    def _answer(self, dropped: np.ndarray, partner: list[int]) -> tuple[np.ndarray, np.ndarray]:
-        told = np.array([self._told(at) for at in partner], dtype=object)
-        return dropped[: self.num_own], told
+    def _answer(self, dropped: np.ndarray, partner: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Names only of the samples that are dropped: each is a text of its own."""
+        own = dropped[: self.num_own]
+        told = np.full(len(own), "", dtype=object)
+        for at in np.flatnonzero(own).tolist():
+            told[at] = self._told(int(partner[at]))
+        return own, told
 
     def _told(self, at: int) -> str:
         if at < 0:
             return ""
         folder = place_of(int(self.uids[at]))[0]
-        return f"{'/'.join(self.sources[folder].uri.rstrip('/').split('/')[-2:])}/{self.ids[at]}"
+        return f"{'/'.join(self.sources[folder].uri.rstrip('/').split('/')[-2:])}/{self.ids[at].as_py()}"
 
 
 class Groups:

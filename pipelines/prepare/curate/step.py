@@ -72,7 +72,7 @@ def curate(recipe: Recipe, out: str, work: Work | None = None) -> dict[str, Json
 
 def _source(run: Curation, name: str, asked: Curate, folder: str) -> Json:
     began = time.monotonic()
-    source = Source.open(folder)
+    source = Source.open(folder, keep_indexes=1)
     key = _key(run, name, asked, source)
     stored = kept.facts(folder)
     if stored is not None and stored["key"] == key:
@@ -182,9 +182,7 @@ class _State:
         self.examples: dict[str, list[Json]] = {}
         self.kept_examples: list[str] = []
         self.facts: Json = {}
-        self.ids = [
-            identity for shard in range(source.num_shards) for identity in source.index(shard)["id"].to_pylist()
-        ]
+        self.ends = np.cumsum([shard["num_samples"] for shard in source.manifest["shards"]])
 
     @property
     def alive(self) -> np.ndarray:
@@ -199,9 +197,13 @@ class _State:
         self.dropped[verdict.name] = int(rows.size)
         self.reason[rows] = verdict.name
         self.examples[verdict.name] = [
-            {"id": self.ids[row], "value": _plain(verdict.values[row]), "threshold": verdict.threshold}
+            {"id": self._id(row), "value": _plain(verdict.values[row]), "threshold": verdict.threshold}
             for row in rows[:SHOWN].tolist()
         ]
+
+    def _id(self, row: int) -> str:
+        shard = int(np.searchsorted(self.ends, row, side="right"))
+        return self.source.sample_id(shard, row - int(self.ends[shard - 1] if shard else 0))
 
     def write(self, key: str) -> Json:
         """The kept columns, then curation.json."""
@@ -211,7 +213,7 @@ class _State:
             "kept": int(alive.sum()),
             "dropped": self.dropped,
             "examples": {name: shown for name, shown in self.examples.items() if shown},
-            "kept_examples": [self.ids[row] for row in np.flatnonzero(alive)[:SHOWN].tolist()],
+            "kept_examples": [self._id(row) for row in np.flatnonzero(alive)[:SHOWN].tolist()],
             **self.facts,
         }
         kept.write(self.source, self.reason, key=key, funnel=funnel)

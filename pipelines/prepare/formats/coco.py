@@ -12,14 +12,12 @@ no-objects, not as a fault: COCO's own instances_train2017 has such images. An a
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterator
-from typing import Any
+from functools import partial
 
+from pipelines.prepare.formats.coco_file import CocoFile, coco_file
 from pipelines.prepare.formats.peek import Peek
 from pipelines.prepare.formats.rows import (
-    WRONG,
-    Bad,
     BadRow,
     Draft,
     MediaRef,
@@ -27,14 +25,11 @@ from pipelines.prepare.formats.rows import (
     check_sound,
     field_of,
     guarded,
-    json_document,
     message,
     resolve,
     text,
-    told,
 )
 from pipelines.prepare.grounding.phrases import DETECT, NONE, pick
-from trainer.errors import DataError
 from trainer.recipe import Source
 
 KIND, RENDERING = "grounding", "chat"
@@ -46,83 +41,32 @@ def looks(peek: Peek) -> str | None:
 
 
 def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
-    found = json_document(path)
-    names, faults = categories_of(found, path)
-    yield from faults
-    of_image: dict[object, list[dict]] = defaultdict(list)
-    for annotation in annotations_of(found, path):
-        if isinstance(annotation, Bad):
-            yield annotation
-        else:
-            of_image[annotation["image_id"]].append(annotation)
-
-    def one(image: dict, where: str) -> Draft:
-        mine = of_image.get(image["id"], [])
-        for annotation in mine:
-            check_sound(annotation)
-        objects = [object_of(annotation, names) for annotation in mine if not annotation.get("iscrowd")]
-        crowds = {annotation.get("category_id") for annotation in mine if annotation.get("iscrowd")}
-        notes = _known(image, crowds, names)
-        media = [MediaRef(resolve(media_root, field_of(image, "file_name")), "image")]
-        labels = sorted({item["label"] for item in objects} if objects else notes.get("absent", ()))
-        if not labels:
-            got = f"none for image_id {image['id']}"
-            raise BadRow("no-objects", "at least one annotation of the image", got, fault=False)
-        asked = pick(DETECT, "coco", str(image["id"])).format(", ".join(labels))
-        question = message("user", {"part": "image", "media": 0}, text(asked))
-        located: dict = {"part": "objects", "media": 0, "objects": objects, "form": "json"}
-        answer = message("assistant", located if objects else text(pick(NONE, "coco", str(image["id"]))))
-        key = {"task": "box", "value": objects[0]["at"]["xyxy"]} if len(objects) == 1 else None
-        meta = {"stated_size": [image["width"], image["height"]]} if "width" in image and "height" in image else {}
-        return Draft(where, str(image["id"]), [question, answer], media, key=key, meta=meta, notes=notes)
-
-    for number, image in enumerate(listed(found, "images", path)):
-        yield guarded(f"{path}, images[{number}]", one, image)
+    with coco_file(path) as found:
+        yield from found.faults
+        yield from found.strangers()
+        for where, image in found.images():
+            yield guarded(where, partial(_draft, found=found, media_root=media_root), image)
 
 
-def listed(document: dict, name: str, path: str) -> list[Any]:
-    """A list of the document, empty where it has none. Raises DataError."""
-    found = document.get(name, [])
-    if not isinstance(found, list):
-        got = type(found).__name__
-        raise DataError("the annotation file has another form", where=path, expected=f"{name}: a list", got=got)
-    return found
-
-
-def categories_of(document: dict, path: str) -> tuple[dict[int | str, str], list[Bad]]:
-    """Names of categories by id, and what is none."""
-    names: dict[int | str, str] = {}
-    faults: list[Bad] = []
-    for number, category in enumerate(listed(document, "categories", path)):
-        where = f"{path}, categories[{number}]"
-        try:
-            check_sound(category)
-            names[category["id"]] = str(category["name"])
-        except BadRow as error:
-            faults.append(Bad(where, error.expected, error.got, error.reason))
-        except WRONG as error:
-            faults.append(Bad(where, "a category: {id, name}", told(error), "wrong-form"))
-    return names, faults
-
-
-def annotations_of(document: dict, path: str) -> Iterator[dict | Bad]:
-    """Annotations of the document's images; one that is of none of them is a Bad. What else is wrong with an annotation
-    costs its image, which would be incomplete without it."""
-    images = {id_of(image, "id") for image in listed(document, "images", path)} - {None}
-    for number, annotation in enumerate(listed(document, "annotations", path)):
-        where = f"{path}, annotations[{number}]"
-        if not isinstance(annotation, dict):
-            yield Bad(where, "an object", type(annotation).__name__, "wrong-form")
-        elif id_of(annotation, "image_id") not in images:
-            yield Bad(where, "an image_id of `images`", repr(annotation.get("image_id"))[:200], "unknown-image")
-        else:
-            yield annotation
-
-
-def id_of(entry: Any, name: str) -> int | str | None:
-    """An id that can be looked up."""
-    found = entry.get(name) if isinstance(entry, dict) else None
-    return found if isinstance(found, int | str) else None
+def _draft(image: dict, where: str, found: CocoFile, media_root: str) -> Draft:
+    names, mine = found.names, found.annotations(image["id"])
+    for annotation in mine:
+        check_sound(annotation)
+    objects = [object_of(annotation, names) for annotation in mine if not annotation.get("iscrowd")]
+    crowds = {annotation.get("category_id") for annotation in mine if annotation.get("iscrowd")}
+    notes = _known(image, crowds, names)
+    media = [MediaRef(resolve(media_root, field_of(image, "file_name")), "image")]
+    labels = sorted({item["label"] for item in objects} if objects else notes.get("absent", ()))
+    if not labels:
+        got = f"none for image_id {image['id']}"
+        raise BadRow("no-objects", "at least one annotation of the image", got, fault=False)
+    asked = pick(DETECT, "coco", str(image["id"])).format(", ".join(labels))
+    question = message("user", {"part": "image", "media": 0}, text(asked))
+    located: dict = {"part": "objects", "media": 0, "objects": objects, "form": "json"}
+    answer = message("assistant", located if objects else text(pick(NONE, "coco", str(image["id"]))))
+    key = {"task": "box", "value": objects[0]["at"]["xyxy"]} if len(objects) == 1 else None
+    meta = {"stated_size": [image["width"], image["height"]]} if "width" in image and "height" in image else {}
+    return Draft(where, str(image["id"]), [question, answer], media, key=key, meta=meta, notes=notes)
 
 
 def _known(image: dict, crowds: set, names: dict) -> dict:

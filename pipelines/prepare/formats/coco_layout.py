@@ -14,16 +14,15 @@ another annotator's of the same page (DocLayNet), and left out.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from pipelines.prepare.formats.blocks import Block, Box, page_messages, reading_order, unmarked
-from pipelines.prepare.formats.coco import annotations_of, categories_of, listed
+from pipelines.prepare.formats.coco_file import CocoFile, coco_file
 from pipelines.prepare.formats.layout import ROLES
 from pipelines.prepare.formats.peek import Peek
 from pipelines.prepare.formats.rows import (
-    Bad,
     BadRow,
     Draft,
     MediaRef,
@@ -36,7 +35,7 @@ from pipelines.prepare.formats.rows import (
 )
 from pipelines.prepare.formats.tables import table_html
 from trainer import storage
-from trainer.recipe import Source
+from trainer.recipe import Rendering, Source
 
 SILENT = ("image caption", "formula")
 """Roles that may stand without words: the block is located, nothing is claimed about what it says."""
@@ -62,40 +61,34 @@ def looks(peek: Peek) -> str | None:
 
 
 def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
-    found = json_document(path)
-    written, faults = categories_of(found, path)
-    yield from faults
-    names = {category: name.lower() for category, name in written.items()}
-    of_image: dict[object, list[dict]] = defaultdict(list)
-    for annotation in annotations_of(found, path):
-        if isinstance(annotation, Bad):
-            yield annotation
-        elif not annotation.get("iscrowd") and not annotation.get("precedence"):
-            of_image[annotation["image_id"]].append(annotation)
+    with coco_file(path) as found:
+        yield from found.faults
+        found.names = {category: name.lower() for category, name in found.names.items()}
+        yield from found.strangers()
+        one = partial(_draft, found=found, media_root=media_root, rendering=source.rendering)
+        for where, image in found.images():
+            yield guarded(where, one, image)
 
-    def one(image: dict, where: str) -> Draft:
-        uri = resolve(media_root, field_of(image, "file_name"))
-        size = (float(field_of(image, "width")), float(field_of(image, "height")))
-        mine = of_image.get(image["id"], [])
-        for annotation in mine:
-            check_sound(annotation)
-        outlines = [_outline(annotation, names) for annotation in mine]
-        needs = [role not in SILENT and not said for role, _, said in outlines]
-        texts = _texts([box for _, box, _ in outlines], _cells(uri), size) if any(needs) else [""] * len(outlines)
-        blocks = []
-        for (role, box, said), cells in zip(outlines, texts, strict=True):
-            content = said or ("" if role == "formula" else cells)
-            if not content and role not in SILENT:
-                raise BadRow(
-                    "no-text", f"text of the {role} at {[round(v) for v in box]}", "none in its cells or `text`"
-                )
-            blocks.append(Block(role, box, unmarked(content) if role == "li" else content))
-        order = reading_order([block.box for block in blocks], gap=GAP * size[0])
-        messages = page_messages([[blocks[at] for at in order]], source.rendering)
-        return Draft(where, str(image["id"]), messages, [MediaRef(uri, "image")], meta={"stated_size": list(size)})
 
-    for number, image in enumerate(listed(found, "images", path)):
-        yield guarded(f"{path}, images[{number}]", one, image)
+def _draft(image: dict, where: str, found: CocoFile, media_root: str, rendering: Rendering) -> Draft:
+    uri = resolve(media_root, field_of(image, "file_name"))
+    size = (float(field_of(image, "width")), float(field_of(image, "height")))
+    every = found.annotations(image["id"])
+    mine = [one for one in every if not one.get("iscrowd") and not one.get("precedence")]
+    for annotation in mine:
+        check_sound(annotation)
+    outlines = [_outline(annotation, found.names) for annotation in mine]
+    needs = [role not in SILENT and not said for role, _, said in outlines]
+    texts = _texts([box for _, box, _ in outlines], _cells(uri), size) if any(needs) else [""] * len(outlines)
+    blocks = []
+    for (role, box, said), cells in zip(outlines, texts, strict=True):
+        content = said or ("" if role == "formula" else cells)
+        if not content and role not in SILENT:
+            raise BadRow("no-text", f"text of the {role} at {[round(v) for v in box]}", "none in its cells or `text`")
+        blocks.append(Block(role, box, unmarked(content) if role == "li" else content))
+    order = reading_order([block.box for block in blocks], gap=GAP * size[0])
+    messages = page_messages([[blocks[at] for at in order]], rendering)
+    return Draft(where, str(image["id"]), messages, [MediaRef(uri, "image")], meta={"stated_size": list(size)})
 
 
 def _outline(annotation: dict, names: dict) -> tuple[str, Box, str]:

@@ -3,6 +3,7 @@ know the file as its own, or None."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import tarfile
@@ -15,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.prepare.embedded import open_file
-from pipelines.prepare.formats.rows import read_text, text_lines
+from pipelines.prepare.formats.rows import opened, read_text, text_lines
+from pipelines.prepare.formats.streams import JsonStream, TooMuch
 from trainer.errors import DataError
 
 FIRST = 20
@@ -97,43 +99,32 @@ def _members(path: str) -> tuple[str, ...]:
 
 
 def _json(path: str) -> Peek:
-    spoken = (line for line in text_lines(path) if line.strip())
-    first = next(spoken, "")
-    if first.lstrip()[:1] == "{" and _is_object(first) and next(spoken, None) is not None:  # JSON Lines
-        return Peek(path, "rows", tuple(_lines(text_lines(path))))
-    content = read_text(path).lstrip()
-    decoder = json.JSONDecoder()
-    try:
-        if content[:1] == "[":
-            return Peek(path, "rows", tuple(_listed(content, decoder)))
-        value, end = decoder.raw_decode(content)
-        if isinstance(value, dict) and not content[end:].strip():
-            return Peek(path, "object", (value,))
-    except (ValueError, RecursionError):
-        pass  # the first line may be broken and the others not
-    return Peek(path, "rows", tuple(_lines(content.split("\n"))))
+    """A list, an object, or JSON Lines; of the lists in an object, and of a list, only the first entries are held."""
+    with opened(path) as stream:
+        first = stream.peek()
+        if first == "[":
+            return Peek(path, "rows", tuple(_first(stream)))
+        if first == "{":
+            try:
+                value = stream.beginning(FIRST)
+                if not stream.peek():
+                    return Peek(path, "object", (value,))
+            except (DataError, TooMuch):
+                pass  # the first line may be broken and the others not
+    return Peek(path, "rows", tuple(_lines(text_lines(path))))
 
 
-def _is_object(line: str) -> bool:
-    try:
-        return isinstance(json.loads(line), dict)
-    except (ValueError, RecursionError):
-        return False
-
-
-def _listed(content: str, decoder: json.JSONDecoder) -> list[dict]:
-    """The first entries of a list, without reading the others."""
-    found, at = [], 1
-    while len(found) < FIRST:
-        at += len(content[at : at + 1000]) - len(content[at : at + 1000].lstrip(" \t\r\n,"))
-        if content[at : at + 1] in ("]", ""):
-            break
-        try:
-            value, at = decoder.raw_decode(content, at)
-        except (ValueError, RecursionError):
-            break
-        if isinstance(value, dict):
-            found.append(value)
+def _first(stream: JsonStream) -> list[dict]:
+    """The first objects of a list, up to what cannot be read."""
+    found: list[dict] = []
+    with contextlib.suppress(DataError):
+        for value in stream.entries():
+            if isinstance(value, TooMuch):
+                break
+            if isinstance(value, dict):
+                found.append(value)
+            if len(found) == FIRST:
+                break
     return found
 
 

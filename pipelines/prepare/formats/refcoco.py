@@ -9,8 +9,10 @@ A file holds one split: val, testA and testB are what models are compared on.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
-from pipelines.prepare.formats.coco import categories_of, id_of, listed, object_of
+from pipelines.prepare.formats.coco import object_of
+from pipelines.prepare.formats.coco_file import CocoFile, coco_file
 from pipelines.prepare.formats.peek import PICKLES, Peek
 from pipelines.prepare.formats.rows import (
     Bad,
@@ -21,7 +23,6 @@ from pipelines.prepare.formats.rows import (
     check_sound,
     field_of,
     guarded,
-    json_document,
     json_entries,
     message,
     resolve,
@@ -51,7 +52,11 @@ def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
     if path.endswith(PICKLES):
         do = CONVERT.format(path.rpartition("/")[2])
         raise DataError("pickled refs are not opened", where=path, expected="refs as JSON", got="a pickle", do=do)
-    images, annotations, names = _instances(path)
+    with _instances(path) as instances:
+        yield from _expressions(path, media_root, instances)
+
+
+def _expressions(path: str, media_root: str, instances: CocoFile) -> Iterator[Row]:
     splits: set[str] = set()
     for where, ref in json_entries(path):
         if isinstance(ref, Bad):
@@ -64,7 +69,7 @@ def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
             raise DataError("refs of several splits in one file", where=where, got=", ".join(sorted(splits)), do=do)
 
         def one(entry: dict, where: str) -> Draft:
-            return _draft(entry, where, media_root, images, annotations, names)
+            return _draft(entry, where, media_root, instances)
 
         sentences = ref.get("sentences") if isinstance(ref, dict) else None
         if not isinstance(sentences, list) or not sentences:
@@ -74,35 +79,29 @@ def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
             yield guarded(where, one, {**ref, "sentence": sentence})
 
 
-def _instances(path: str) -> tuple[dict, dict, dict]:
-    """Pictures and annotations by id, names of categories by id. What has no id is left out: a ref that means it is a
-    bad row."""
+def _instances(path: str) -> AbstractContextManager[CocoFile]:
+    """Pictures, boxes and categories beside the refs."""
     folder = path.rpartition("/")[0]
     where = f"{folder}/{INSTANCES}" if folder else INSTANCES
     if not storage.exists(where):
         raise DataError(
             "refs without the boxes that they refer to", where=where, expected="COCO's instances beside refs"
         )
-    found = json_document(where)
-    images, annotations = (
-        {id_of(entry, "id"): entry for entry in listed(found, name, where) if id_of(entry, "id") is not None}
-        for name in ("images", "annotations")
-    )
-    return images, annotations, categories_of(found, where)[0]
+    return coco_file(where)
 
 
-def _draft(entry: dict, where: str, root: str, images: dict, annotations: dict, names: dict) -> Draft:
-    annotation, sentence = annotations.get(field_of(entry, "ann_id")), entry["sentence"]
+def _draft(entry: dict, where: str, root: str, instances: CocoFile) -> Draft:
+    annotation, sentence = instances.annotation(field_of(entry, "ann_id")), entry["sentence"]
     if annotation is None:
         raise BadRow("no-objects", f"the ann_id in {INSTANCES}", entry["ann_id"])
     check_sound(annotation)
-    image = images.get(annotation["image_id"])
+    image = instances.image(annotation["image_id"])
     if image is None or annotation["image_id"] != entry.get("image_id", annotation["image_id"]):
         raise BadRow("no-objects", f"the picture of annotation {entry['ann_id']} in {INSTANCES}", entry.get("image_id"))
     said = str(field_of(sentence, "sent", "raw")).strip()
     if not said:
         raise BadRow("empty-text", "an expression", repr(said))
-    found = {**object_of(annotation, names), "label": said}
+    found = {**object_of(annotation, instances.names), "label": said}
     identity = f"{field_of(entry, 'ref_id')}-{field_of(sentence, 'sent_id')}"
     question = message("user", {"part": "image", "media": 0}, text(pick(REFER, "refcoco", identity).format(said)))
     answer = message("assistant", {"part": "objects", "media": 0, "objects": [found], "form": "json"})

@@ -7,6 +7,7 @@ A row that cannot be used is a Bad: counted, shown with file and line, and an er
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from pipelines.prepare.embedded import is_embedded, open_file
+from pipelines.prepare.formats.streams import JsonStream, TooMuch
 from trainer import storage
 from trainer.data.sample import Key
 from trainer.errors import DataError, QwenVLError, StorageError, UsageError
@@ -89,22 +91,34 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def json_entries(path: str) -> Iterator[tuple[str, Any]]:
-    """(where, value or Bad) of every entry of a JSON list or of a JSONL file, whatever the file is called. One line of
-    JSON Lines is in memory at a time; a list is read as a whole.
+    """(where, value or Bad) of every entry of a JSON list or of a JSONL file, whatever the file is called. One entry
+    is in memory at a time.
 
     Raises:
         DataError: no such file, not UTF-8, a list that is not JSON, or objects that are spread over several lines.
     """
-    beginning = next((line for line in text_lines(path) if line.strip()), "")
-    if beginning.lstrip()[:1] == "[":
-        yield from _listed(read_text(path), path)
-        return
-    if beginning.lstrip()[:1] == "{" and isinstance(_parsed(beginning, path), Bad):
-        _refuse_pretty_printed(read_text(path), path)
+    with opened(path) as stream:
+        first = stream.peek()
+        if first == "[":
+            yield from _listed(stream, path)
+            return
+        if first == "{":
+            _refuse_pretty_printed(stream)
     for number, line in enumerate(text_lines(path), 1):
         if line.strip():
             where = f"{path}, line {number}"
             yield where, _parsed(line, where)
+
+
+@contextlib.contextmanager
+def opened(path: str) -> Iterator[JsonStream]:
+    """A JSON file to be read as a stream. Raises DataError: no such file."""
+    try:
+        file = open_file(path)
+    except DataError:
+        raise DataError("no such annotation file", where=path, do="check prepare.sources.NAME.path") from None
+    with file:
+        yield JsonStream(file, path)
 
 
 def text_lines(path: str) -> Iterator[str]:
@@ -140,58 +154,36 @@ def _parsed(line: str, where: str) -> Any:
         return Bad(where, "one JSON object", str(error), "bad-json")
 
 
-def _listed(content: str, path: str) -> Iterator[tuple[str, Any]]:
-    try:
-        entries = json.loads(content)
-    except json.JSONDecodeError as error:
-        raise DataError(
-            "the annotation file is not JSON",
-            where=f"{path}, line {error.lineno}",
-            expected="a JSON list",
-            got=error.msg,
-        ) from None
-    except (RecursionError, ValueError):  # some entry cannot be read: one by one, so that only that one is lost
-        for number, (line, text) in enumerate(_entry_texts(content)):
-            where = f"{path}, line {line}, entry {number}"
-            yield where, _parsed(text, where)
-        return
-    yield from ((f"{path}, entry {number}", entry) for number, entry in enumerate(entries))
+def _listed(stream: JsonStream, path: str) -> Iterator[tuple[str, Any]]:
+    for number, entry in enumerate(stream.entries()):
+        if isinstance(entry, TooMuch):  # only that one is lost
+            where = f"{path}, line {entry.line}, entry {number}"
+            yield where, _parsed(entry.text, where)
+        else:
+            yield f"{path}, entry {number}", entry
+    stream.end()
 
 
-_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[][{},]', re.DOTALL)
-
-
-def _entry_texts(content: str) -> Iterator[tuple[int, str]]:
-    """(line, text) of every entry of a JSON list, cut at its commas without parsing what lies between."""
-    depth, start = 0, content.index("[") + 1
-    for token in _TOKEN.finditer(content):
-        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(token[0], 0)
-        if (token[0] == "," and depth == 1) or (token[0] == "]" and depth == 0):
-            entry = content[start : token.start()]
-            if entry.strip():
-                yield content.count("\n", 0, start + len(entry) - len(entry.lstrip())) + 1, entry
-            start = token.end()
-
-
-def _refuse_pretty_printed(content: str, path: str) -> None:
+def _refuse_pretty_printed(stream: JsonStream) -> None:
     """One error for a file whose JSON values go over several lines, where each line would be a bad row."""
-    first = content.lstrip()
-    line, newline, _ = first.partition("\n")
-    if not newline or first[:1] != "{" or not isinstance(_parsed(line, path), Bad):
-        return
+    begins = stream.line
     try:
-        value, end = json.JSONDecoder().raw_decode(first)
-    except (ValueError, RecursionError):
+        value = stream.beginning(1)
+    except (DataError, TooMuch):
         return  # a broken line, not an object over several of them: its row is bad
+    lines = stream.line - begins + 1
+    if lines == 1:
+        return
     inside = [name for name, entry in value.items() if isinstance(entry, list)]
-    rest = "more follow" if first[end:].strip() else "nothing follows"
+    more = bool(stream.peek())
     raise DataError(
         "the annotation file is neither JSON Lines nor a JSON list",
-        where=path,
+        where=stream.path,
         expected="one JSON object a line, or a list of objects",
-        got=f"an object over {first.count(chr(10), 0, end) + 1} lines with the fields {sorted(value)[:8]}; {rest}",
+        got=f"an object over {lines} lines with the fields {sorted(value)[:8]}; "
+        f"{'more follow' if more else 'nothing follows'}",
         do=f"write the list under {inside[0]!r} to a file of its own: jq .{inside[0]} FILE"
-        if len(inside) == 1 and not first[end:].strip()
+        if len(inside) == 1 and not more
         else "write each object on one line: jq -c . FILE",
     )
 

@@ -83,7 +83,7 @@ def samples_of(source: Source) -> Iterator[tuple[int, int, Sample]]:
 @lru_cache(maxsize=8)
 def vocabulary(uri: str, _digest: str) -> tuple[str, ...]:
     """Every label of a source's kept samples, sorted; expressions are none. One pass over its text, once a process."""
-    source = Source.open(uri)
+    source = Source.open(uri, keep_indexes=1)
     return words_of(found for _, _, sample in samples_of(source) if isinstance(found := annotated(sample), Annotated))
 
 

@@ -31,7 +31,7 @@ def tasks(config: Labels, record: Record, name: str, kind: str, objects: From) -
     """One JSON task a sample of one picture, in order; a picture that several samples show is labelled once."""
     facts = {"name": name, "kind": kind, "objects": vars(objects), "config": config.model_dump()}
     seen: set[str] = set()
-    for shard, row, sample in samples_of(Source.open(objects.uri)):
+    for shard, row, sample in samples_of(Source.open(objects.uri, keep_indexes=1)):
         digest = sample.media[0].digest if len(sample.media) == 1 and sample.media[0].kind == "image" else ""
         entry = record.get(digest) if digest not in seen else None
         why = "no-single-picture" if not digest else "picture-again" if digest in seen else "not-labelled"

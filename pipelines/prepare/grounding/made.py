@@ -131,7 +131,7 @@ def _work(recipe: Recipe, out: str, name: str, objects: From) -> tuple[RowFuncti
 
 def _to_ask(config: Questions, name: str, kind: str, seed: int, objects: From) -> Iterator[str]:
     facts = {"name": name, "kind": kind, "seed": seed, "objects": vars(objects), "config": config.model_dump()}
-    for shard, row, sample in samples_of(Source.open(objects.uri)):
+    for shard, row, sample in samples_of(Source.open(objects.uri, keep_indexes=1)):
         yield json.dumps({**facts, "shard": shard, "row": row, "sample": to_json(sample)})
 
 
