@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from pipelines.prepare import embedded, pdf_pages
 from pipelines.prepare.formats.rows import WRONG, Bad, Draft, MediaRef, told
+from pipelines.prepare.scores.address import is_score_page
 from pipelines.prepare.whole import is_whole
 from trainer import storage
 from trainer.data import media, video
@@ -99,6 +100,10 @@ def _read(uri: str) -> bytes:
             return embedded.read(uri)
         if pdf_pages.is_page(uri):
             return pdf_pages.page_png(uri)
+        if is_score_page(uri):
+            from pipelines.prepare.scores.draw import page_png  # verovio: only where there are scores
+
+            return page_png(uri)
         return storage.read_bytes(uri.removeprefix("file://"))
     except (IsADirectoryError, NotADirectoryError) as error:
         raise FileNotFoundError(uri) from error

@@ -18,6 +18,7 @@ layout        pages with boxes of headings, paragraphs, tables, figures
 coco_layout   DocLayNet and alike: boxes in COCO's form, text in the annotations or in cells
 hocr          pages of an OCR program
 pdf           PDF documents with a text layer
+musicxml      scores: a picture of every page and its ABC
 activitynet   videos with captions or events and their times
 charades_sta  where in a video a sentence happens, a line each
 agent         trajectories of screenshots and actions, and where an element is
@@ -43,7 +44,7 @@ from trainer.recipe import Kind, Rendering, Source
 FORMATS = (
     *("agent", "coco", "interleaved", "layout", "llava", "openai", "preference", "text"),
     *("captions", "llama_factory", "mmc4", "ms_swift", "parquet", "points", "qwen_vl", "refcoco", "webdataset"),
-    *("coco_layout", "hocr", "pdf", "activitynet", "charades_sta"),
+    *("coco_layout", "hocr", "pdf", "musicxml", "activitynet", "charades_sta"),
     *("android_control", "aitw", "mind2web", "uiautomator", "accessibility", "web_dom"),
 )
 RENDERED = {"interleaved": "document", "mmc4": "document", "text": "document", "preference": "chat"}

@@ -50,6 +50,8 @@ def _why(name: str, peek: Peek) -> str | None:
         return module.looks(peek)
     if peek.holds == "xml" and name in ("uiautomator", "accessibility"):
         views = peek.names == ("hierarchy",)
+        if "".join(peek.names).startswith("score-"):  # MusicXML
+            return None
         return f"XML of {peek.names[0]}" if views == (name == "uiautomator") else None
     fields = next((names for names in FIELDS.get(name, ()) if peek.all(*names)), None)
     return " and ".join(fields) if fields else None

@@ -25,7 +25,7 @@ FIRST = 20
 TIMES = re.compile(rb"\s*\S+ +[\d.]+ +[\d.]+ *##")
 PICKLES = (".p", ".pkl", ".pickle")
 
-Holds = Literal["rows", "object", "tar", "parquet", "pickle", "text", "times", "xml", "hocr", "pdf"]
+Holds = Literal["rows", "object", "tar", "parquet", "pickle", "text", "times", "xml", "hocr", "pdf", "musicxml"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,8 @@ def peek_at(path: str) -> Peek:
             return Peek(path, "times" if TIMES.match(file.readline(1000)) else "text")
     if path.endswith(".pdf"):
         return Peek(path, "pdf")
+    if path.endswith((".musicxml", ".mxl")):
+        return Peek(path, "musicxml")
     if path.endswith((".hocr", ".html", ".htm")):
         return Peek(path, "hocr" if "ocr_page" in read_text(path) else "text")
     if path.endswith((".tar", ".tar.gz", ".tgz")):
