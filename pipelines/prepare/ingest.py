@@ -27,7 +27,7 @@ import fsspec
 
 from pipelines.prepare import resumable
 from pipelines.prepare.confined import confined
-from pipelines.prepare.corpus.names import SCHEME, SMALL, SMALL_SCALE, is_there
+from pipelines.prepare.corpus.names import SCHEME, SMALL, SMALL_SCALE, SYNTHETIC, is_there
 from pipelines.prepare.describe import draft_to_json, inspect
 from pipelines.prepare.embedded import member_bytes
 from pipelines.prepare.engine import Engine
@@ -110,33 +110,37 @@ def prepare_data(recipe: Recipe, out: str) -> None:
         from pipelines.prepare.grounding import made as questions
         from pipelines.prepare.reasoning import made as reasoned
 
-        funnel[name] = make(recipe, out, name, engine)
+        asked = recipe.prepare.sources[name].reasoning is not None
+        funnel[name] = reasoned.make(recipe, out, name) if asked else questions.make(recipe, out, name, engine)
     storage.write_json(storage.join(out, "data", "funnel.json"), funnel)
     prepare_tokenizer(recipe, out)
 
 
 def prepare_corpus(recipe: Recipe, out: str) -> None:
-    """Build what the recipe's corpus:// paths name: the whole corpus, the small one, or none."""
+    """Build what the recipe's corpus:// paths name: the whole corpus, the small one, synthetic pages, or none."""
     sources = recipe.prepare.sources.values()
     paths = [path for source in sources for path in (source.path, source.held_out, source.media) if path]
     asked = {path.removeprefix(SCHEME) for path in paths if path.startswith(SCHEME)}
-    if not asked:
-        return
     root = storage.join(out, "data", "corpus")
-    if any(not path.startswith(f"{SMALL}/") for path in asked):
-        _corpus(root, recipe.seed, 1.0)
-    if any(path.startswith(f"{SMALL}/") for path in asked):
-        _corpus(storage.join(root, SMALL), recipe.seed, SMALL_SCALE)
+    # the whole one first: making it clears the folder that the others lie in
+    for small, scale in (("", 1.0), (f"{SMALL}/", SMALL_SCALE)):
+        named = [path for path in asked if path.startswith(f"{SMALL}/") == bool(small)]
+        pages = [path for path in named if path.startswith(f"{small}{SYNTHETIC}/")]
+        base = storage.join(root, small.rstrip("/")) if small else root
+        if len(pages) < len(named):
+            _corpus(base, recipe.seed, scale)
+        if pages:
+            _corpus(storage.join(base, SYNTHETIC), recipe.seed, scale, synthetic=True)
 
 
-def _corpus(uri: str, seed: int, scale: float) -> None:
+def _corpus(uri: str, seed: int, scale: float, *, synthetic: bool = False) -> None:
     """What builds the corpus imports much: only where it is not there yet."""
     if is_there(uri, seed=seed, scale=scale):
         print(f"corpus: {uri} is already there", flush=True)
         return
     from pipelines.prepare.corpus.build import build_corpus
 
-    build_corpus(uri, seed=seed, scale=scale)
+    build_corpus(uri, seed=seed, scale=scale, synthetic=synthetic)
 
 
 def splits_of(source: Source) -> list[tuple[Split, str]]:
@@ -263,6 +267,8 @@ ANNOTATIONS = (
     ".xml",
     ".hocr",
     ".pdf",
+    ".musicxml",
+    ".mxl",
     *PICKLES,
 )
 BESIDE = {"dataset_info.json", "instances.json"}

@@ -31,8 +31,9 @@ WRITERS: dict[str, Writer] = {
 }
 
 
-def build_corpus(uri: str, *, seed: int, scale: float = 1.0) -> None:
-    """Write the corpus to a folder or URI; sources.json is written last and marks a finished corpus.
+def build_corpus(uri: str, *, seed: int, scale: float = 1.0, synthetic: bool = False) -> None:
+    """Write the corpus, or the one of synthetic pages, to a folder or URI; sources.json is written last and marks a
+    finished corpus.
 
     Deterministic in (seed, scale, package versions). Raises DataError when a package of the extra `prepare` is missing.
     """
@@ -42,11 +43,12 @@ def build_corpus(uri: str, *, seed: int, scale: float = 1.0) -> None:
     wanted = facts_of(seed, scale)
     storage.remove_tree(uri)
     local = storage.local_path(uri)
+    write = _write_synthetic if synthetic else _write
     if local is not None:
-        _write(Path(local), wanted)
+        write(Path(local), wanted)
         return
     with tempfile.TemporaryDirectory(prefix="corpus-") as scratch:
-        _write(Path(scratch), wanted)
+        write(Path(scratch), wanted)
         files = sorted(path for path in Path(scratch).rglob("*") if path.is_file() and path.name != DONE)
         with ThreadPoolExecutor(16) as pool:
             targets = [storage.join(uri, *path.relative_to(scratch).parts) for path in files]
@@ -66,6 +68,21 @@ def _write(root: Path, wanted: dict) -> None:
     listed += pages.table_files(folder.seed) + screens.screenshot_files(folder.seed)
     text = json.dumps({**wanted, **summary(listed)}, indent=1, sort_keys=True)
     (root / DONE).write_text(text + "\n")
+
+
+def _write_synthetic(root: Path, wanted: dict) -> None:
+    from pipelines.prepare.corpus import synthetic_pages  # typst, verovio, RDKit: only where they are asked for
+
+    started = time.monotonic()
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir(parents=True)
+    folder = Folder(root, wanted["seed"], wanted["scale"])
+    texts = sources.texts(folder.seed)
+    for split in SPLITS:
+        synthetic_pages.write_synthetic(folder, split, Ingredients([], [], [], texts).of(split))
+    listed = [*(item.file for item in texts), *pages.table_files(folder.seed), *synthetic_pages.font_files()]
+    (root / DONE).write_text(json.dumps({**wanted, **summary(listed)}, indent=1, sort_keys=True) + "\n")
+    print(f"corpus: synthetic pages written ({time.monotonic() - started:.0f} s)", flush=True)
 
 
 def write_kinds(folder: Folder, found: Ingredients) -> None:

@@ -25,6 +25,9 @@ FILES = {
     "agents": "jsonl",
 }
 """Kind of data -> how its annotation files NAME.SUFFIX and NAME.held_out.SUFFIX end."""
+SYNTHETIC = "synthetic"
+SYNTHETIC_FILES = {"pages": "jsonl"}
+"""The same below SYNTHETIC/: a corpus of its own, made where a recipe names it (synthetic_pages.py)."""
 
 
 def corpus_problem(path: str | None) -> str | None:
@@ -32,7 +35,8 @@ def corpus_problem(path: str | None) -> str | None:
     if path is None or not path.startswith(SCHEME):
         return None
     asked = path.removeprefix(SCHEME).removeprefix(f"{SMALL}/")
-    known = [f"{name}{split}.{suffix}" for name, suffix in FILES.items() for split in ("", ".held_out")]
+    listed = {**FILES, **{f"{SYNTHETIC}/{name}": suffix for name, suffix in SYNTHETIC_FILES.items()}}
+    known = [f"{name}{split}.{suffix}" for name, suffix in listed.items() for split in ("", ".held_out")]
     if asked in known:
         return None
     close = get_close_matches(asked, known, n=1)

@@ -32,7 +32,7 @@ ICON_SIDE = 72
 class SourceFile:
     path: str
     """Package-relative, as people find it."""
-    kind: Literal["photo", "icon", "video", "text", "table", "screenshot"]
+    kind: Literal["photo", "icon", "video", "text", "table", "screenshot", "font"]
     name: str
     licence: str
     sha256: str

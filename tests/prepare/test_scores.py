@@ -1,0 +1,401 @@
+"""MusicXML: exact ABC, which verovio reads as it reads the MusicXML; what ABC cannot say is refused by name; and the
+whole way of a score to tokens and back."""
+
+from __future__ import annotations
+
+import io
+import xml.etree.ElementTree as ET
+import zipfile
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines.prepare.corpus.tunes import tune
+from pipelines.prepare.formats import format_of
+from pipelines.prepare.formats.rows import Bad, BadRow, Draft
+from pipelines.prepare.scores import draw
+from pipelines.prepare.scores.abc import abc_of
+from pipelines.prepare.scores.score import read_score
+from tests.prepare.music import FIRST, Sound, heard, note, score
+from tests.prepare.test_page_formats import learnt, told
+from tests.prepare.through import made, only, read
+from trainer.errors import DataError, MediaError
+
+HEAD = "X:1\nT:\nM:4/4\nL:1/8\nK:G\n"
+
+
+def abc(text: str, systems: list[int] | None = None, first: int = 0) -> str:
+    return abc_of(read_score(ET.fromstring(text)), systems, first)
+
+
+def triplet(pitches: str, length: int = 4, kind: str = "eighth") -> str:
+    ratio = "<time-modification><actual-notes>3</actual-notes><normal-notes>2</normal-notes></time-modification>"
+    found = ""
+    for at, pitch in enumerate(pitches.split()):
+        beam = "begin" if at == 0 else "end" if at == 2 else "continue"
+        end = {0: '<notations><tuplet type="start"/></notations>', 2: '<notations><tuplet type="stop"/></notations>'}
+        found += (
+            f"<note><pitch><step>{pitch[0]}</step><octave>{pitch[1]}</octave></pitch><duration>{length}</duration>"
+            f'<voice>1</voice><type>{kind}</type>{ratio}<beam number="1">{beam}</beam>{end.get(at, "")}</note>'
+        )
+    return found
+
+
+def notations(inner: str) -> str:
+    return f"<notations>{inner}</notations>"
+
+
+def direction(inner: str, more: str = "", placement: str = "above") -> str:
+    return f'<direction placement="{placement}"><direction-type>{inner}</direction-type>{more}</direction>'
+
+
+def lyric(text: str, syllabic: str = "single", verse: int = 1) -> str:
+    return f'<lyric number="{verse}"><syllabic>{syllabic}</syllabic><text>{text}</text></lyric>'
+
+
+CHORD = "<chord/>"
+BEGIN, END = '<beam number="1">begin</beam>', '<beam number="1">end</beam>'
+TRIPLETS = FIRST.replace("<divisions>4", "<divisions>12")  # triplets of eighths last 4 then
+CASES = {
+    "lengths and octaves": (
+        [FIRST + note("C4", 6) + note("D5", 3) + note("E6", 1) + note("B2", 2) + note("r", 4), note("G4", 16)],
+        "C3 d3/2 e'/2 B,, z2 | G8 |",
+    ),
+    "beams": (
+        [FIRST + note("G4", 2, BEGIN) + note("A4", 2, END) + note("G4", 2) + note("A4", 2) + note("G4", 8)],
+        "GA G A G4 |",
+    ),
+    "accidentals": (
+        [
+            FIRST
+            + note("F5", 4, "<accidental>natural</accidental>")
+            + note("F5", 4)
+            + note("F5", 4, "<accidental>sharp</accidental>", alter=1)
+            + note("F5", 4, alter=1),
+            note("F5", 8, alter=1) + note("G5", 8, "<accidental>double-sharp</accidental>", alter=2),
+        ],
+        "=f2 f2 ^f2 f2 | f4 ^^g4 |",
+    ),
+    "chords": (
+        [FIRST + note("G4", 8) + note("B4", 8, before=CHORD) + note("D5", 8, before=CHORD) + note("G4", 8)],
+        "[G4B4d4] G4 |",
+    ),
+    "ties and slurs": (
+        [
+            FIRST + note("G4", 16, notations('<tied type="start"/>')),
+            note("G4", 8, notations('<tied type="stop"/><slur type="start" number="1"/>'))
+            + note("A4", 4)
+            + note("B4", 4, notations('<slur type="stop" number="1"/>')),
+        ],
+        "G8- | (G4 A2 B2) |",
+    ),
+    "repeats": (
+        [
+            f'{FIRST}<barline location="left"><repeat direction="forward"/></barline>{note("G4", 16)}'
+            '<barline location="right"><repeat direction="backward"/></barline>',
+            f'<barline location="left"><repeat direction="forward"/></barline>{note("A4", 16)}',
+            f'{note("B4", 16)}<barline><repeat direction="backward"/></barline>',
+            f"{note('G4', 16)}<barline><bar-style>light-light</bar-style></barline>",
+            f"{note('G4', 16)}<barline><bar-style>light-heavy</bar-style></barline>",
+        ],
+        "|: G8 :| |: A8 | B8 :| G8 || G8 |]",
+    ),
+    "marks": (
+        [
+            FIRST
+            + direction("<dynamics><mf/></dynamics>")
+            + note("G4", 4, notations("<articulations><staccato/></articulations>"))
+            + note("A4", 4, notations("<ornaments><trill-mark/></ornaments>"))
+            + note("B4", 8, notations("<fermata/>"))
+        ],
+        "!mf!.G2 !trill!A2 !fermata!B4 |",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_score_becomes_exactly_this_abc_and_verovio_reads_the_same_notes_out_of_both(name: str):
+    bars, want = CASES[name]
+    text = abc(score(bars))
+    assert text == HEAD + want
+    assert same_music(heard(text, "abc"), heard(score(bars), "xml"))
+
+
+def same_music(one: list, other: list) -> bool:
+    """Bars, and what stands at the borders between them: verovio puts a repeat's sign on either side."""
+    borders = [
+        [
+            {left, right} - {"", "single"}
+            for (_, _, right), (_, left, _) in pairwise([([], "", ""), *bars, ([], "", "")])
+        ]
+        for bars in (one, other)
+    ]
+    return [bar for bar, *_ in one] == [bar for bar, *_ in other] and borders[0] == borders[1]
+
+
+def test_triplets_and_words_read_the_same():
+    bars = [
+        TRIPLETS
+        + triplet("G4 A4 B4")
+        + note("C5", 4, lyric("hel", "begin")).replace("<duration>4", "<duration>12")
+        + note("D5", 4, lyric("lo", "end")).replace("<duration>4", "<duration>12")
+        + note("D5", 4, lyric("you")).replace("<duration>4", "<duration>12")
+    ]
+    text = abc(score(bars))
+    assert text == f"{HEAD}(3:2:3GAB c2 d2 d2 |\nw: * * * hel-lo you"
+    ours, theirs = heard(text, "abc")[0][0], heard(score(bars), "xml")[0][0]
+    without = [[replace(sound, words=()) for sound in sounds] for sounds in (ours, theirs)]
+    assert without[0] == without[1]
+    assert [sound.tuplet for sound in ours] == ["3:2"] * 3 + [""] * 3
+    assert [word for sound in theirs for word in sound.words] == ["hel", "lo", "you"]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_tunes_drawn_by_chance_read_the_same(seed: int):
+    made_up = tune(Random(seed)).musicxml
+    for number in range(made_up.count("<part id=")):
+        text = one_part(made_up, number)
+        assert same_music(heard(abc(text), "abc"), heard(text, "xml"))
+
+
+def one_part(text: str, number: int) -> str:
+    """verovio reads one voice of ABC."""
+    root = ET.fromstring(text)
+    listed = root.find("part-list")
+    assert listed is not None
+    for parent, tag in ((root, "part"), (listed, "score-part")):
+        for other in [part for at, part in enumerate(parent.findall(tag)) if at != number]:
+            parent.remove(other)
+    return ET.tostring(root, encoding="unicode")
+
+
+def test_a_wrong_note_in_the_abc_would_be_noticed():
+    bars, _ = CASES["accidentals"]
+    text = abc(score(bars))
+    for right, wrong in (("=f2", "f2"), ("f4", "f3"), ("f4", "g4"), ("| f4", "f4"), (" |", " :|")):
+        assert not same_music(heard(text.replace(right, wrong, 1), "abc"), heard(score(bars), "xml")), right
+
+
+def test_what_verovio_does_not_read_in_abc_is_written_as_the_standard_says():
+    """Several voices, changes of key, endings, grace notes, chord symbols, tempo, held syllables."""
+    upper = [
+        FIRST
+        + direction("<metronome><beat-unit>quarter</beat-unit><per-minute>96</per-minute></metronome>")
+        + direction("<words>dolce</words>")
+        + "<harmony><root><root-step>B</root-step><root-alter>-1</root-alter></root>"
+        + "<kind>minor-seventh</kind></harmony>"
+        + note("A4", 2, before='<grace slash="yes"/>')
+        + note("G4", 8, lyric("Ah"))
+        + note("A4", 8, '<lyric number="1"><extend/></lyric>'),
+        '<attributes><key><fifths>-3</fifths><mode>minor</mode></key><time symbol="cut"><beats>2</beats>'
+        "<beat-type>2</beat-type></time><clef><sign>C</sign><line>3</line></clef></attributes>"
+        '<barline location="left"><ending number="1" type="start"/></barline>'
+        + direction('<wedge type="crescendo"/>')
+        + note("E4", 8, alter=-1)
+        + note("D4", 8)
+        + direction('<wedge type="stop"/>')
+        + '<barline location="right"><ending number="1" type="stop"/><repeat direction="backward"/></barline>',
+        '<barline location="left"><ending number="2" type="start"/></barline>' + note("C4", 16),
+    ]
+    lower = [
+        FIRST.replace("<sign>G</sign><line>2</line>", "<sign>F</sign><line>4</line>")
+        + note("G3", 8)
+        + "<backup><duration>8</duration></backup><forward><duration>4</duration></forward>"
+        + note("D3", 4, voice=2)
+        + note("r", 8, voice=2),
+        '<attributes><key><fifths>-3</fifths><mode>minor</mode></key><time symbol="cut"><beats>2</beats>'
+        "<beat-type>2</beat-type></time></attributes>" + note("C3", 16),
+        note("C3", 16),
+    ]
+    assert abc(score(upper, lower, names=("Violin", "Cello")), [2, 1]) == (
+        "X:1\nT:\nM:4/4\nL:1/8\nQ:1/4=96\n%%score 1 (2 3)\n"
+        'V:1 clef=treble name="Violin"\nV:2 clef=bass name="Cello"\nV:3 clef=bass\nK:G\n'
+        'V:1\n{/A}"^dolce""Bbm7"G4 A4 | [1 [K:Cm clef=alto] [M:C|] !<(!E4 !<)!D4 :|\nw: Ah_\n'
+        "[2 C8 |\n"
+        "V:2\nG,4 x4 | [1 [K:Cm] [M:C|] C,8 :|\n[2 C,8 |\n"
+        "V:3\nx2 D,2 z4 | [1 [K:Cm] [M:C|] x8 :|\n[2 x8 |"
+    )
+
+
+def test_a_later_page_begins_with_what_holds_there():
+    change = (
+        "<attributes><key><fifths>2</fifths></key><time><beats>3</beats><beat-type>4</beat-type></time></attributes>"
+    )
+    bars = [FIRST + note("G4", 16), change + note("A4", 12), note("B4", 12), note("D5", 12)]
+    assert abc(score(bars), [1, 1], 2) == "X:1\nT:\nM:3/4\nL:1/8\nK:D\nB6 |\nd6 |"
+    assert abc(score(bars), [2], 0) == f"{HEAD}G8 | [K:D] [M:3/4] A6 |"
+
+
+def test_a_slur_over_the_border_of_pages_is_refused_on_both():
+    bars = [FIRST + note("G4", 16, notations('<slur type="start"/>')), note("A4", 16, notations('<slur type="stop"/>'))]
+    assert abc(score(bars)) == f"{HEAD}(G8 | A8) |"
+    for first in (0, 1):
+        with pytest.raises(BadRow, match="slur from bar 1 to 2"):
+            abc(score(bars), [1], first)
+
+
+FAULTS = {
+    "unsupported: .*<pitch/alter 1/2>": FIRST + note("G4", 16).replace("<octave>", "<alter>0.5</alter><octave>"),
+    "unsupported: .*<note/notehead>": FIRST + note("G4", 16, "<notehead>x</notehead>"),
+    "unsupported: .*<note/cue>": FIRST + note("G4", 16, before="<cue/>"),
+    "unsupported: .*<note/unpitched>": FIRST
+    + "<note><unpitched/><duration>16</duration><voice>1</voice><type>whole</type></note>",
+    "unsupported: .*<notations/glissando>": FIRST + note("G4", 16, notations('<glissando type="start"/>')),
+    "unsupported: .*<notations/shake>": FIRST + note("G4", 16, notations("<ornaments><shake/></ornaments>")),
+    "unsupported: .*<direction-type/pedal>": FIRST + direction('<pedal type="start"/>') + note("G4", 16),
+    "unsupported: .*<dynamics/fz>": FIRST + direction("<dynamics><fz/></dynamics>") + note("G4", 16),
+    "unsupported: .*<direction/offset>": FIRST
+    + direction("<words>a</words>", "<offset>2</offset>") + note("G4", 16),
+    "unsupported: .*<attributes/transpose>": FIRST.replace("<clef>", "<transpose/><clef>")
+    + note("G4", 16),
+    "unsupported: .*<clef percussion0>": FIRST.replace("<sign>G</sign><line>2</line>", "<sign>percussion</sign>")
+    + note("G4", 16),
+    "unsupported: .*<clef in the middle": FIRST
+    + note("G4", 8) + "<attributes><clef><sign>F</sign></clef></attributes>" + note("G4", 8),
+    "unsupported: .*<measure/figured-bass>": FIRST + "<figured-bass><figure/></figured-bass>" + note("G4", 16),
+    "unsupported: .*<repeat backward, times 3>": FIRST
+    + note("G4", 16) + '<barline><repeat direction="backward" times="3"/></barline>',
+    "unsupported: .*<bar-style dashed>": FIRST
+    + note("G4", 16) + "<barline><bar-style>dashed</bar-style></barline>",
+    "unsupported: .*<lyric 'a\\|b'": FIRST + note("G4", 16, lyric("a|b")),
+    "unsupported: .*<harmony of the kind Neapolitan>": FIRST
+    + "<harmony><root><root-step>C</root-step></root><kind>Neapolitan</kind></harmony>" + note("G4", 16),
+    "unsupported: .*<grace notes behind": FIRST + note("G4", 16) + note("A4", 2, before="<grace/>"),
+    "wrong-form: .*as <type> says, got 2 in bar 1": FIRST
+    + note("G4", 16).replace("<duration>16", "<duration>8"),
+    "wrong-form: .*an <accidental> at F5": FIRST + note("F5", 16),
+    "wrong-form: .*<duration> above 0": FIRST + note("G4", 16).replace("<duration>16", "<duration>0"),
+    "wrong-form: .*a place within the bar": FIRST + "<backup><duration>4</duration></backup>" + note("G4", 16),
+    "wrong-form: .*a beginning of every slur": FIRST + note("G4", 16, notations('<slur type="stop"/>')),
+    "wrong-form: .*an end of every slur": FIRST + note("G4", 16, notations('<slur type="start"/>')),
+    "wrong-form: .*tuplets that end": TRIPLETS + triplet("G4 A4 B4").replace('<tuplet type="stop"/>', ""),
+    "wrong-form: .*of one <time-modification>": TRIPLETS + triplet("G4 A4 B4").replace('<tuplet type="start"/>', ""),
+    "wrong-form: .*notes of a voice one after the other": FIRST
+    + note("G4", 16) + "<backup><duration>8</duration></backup>" + note("A4", 8),
+    "wrong-form: .*<divisions> of 1": FIRST.replace("<divisions>4", "<divisions>0") + note("G4", 16),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("told_so", FAULTS)
+def test_what_abc_cannot_say_is_a_bad_row_that_names_it(told_so: str, tmp_path: Path):
+    path = tmp_path / "a.musicxml"
+    path.write_text(score([FAULTS[told_so]]))
+    with pytest.raises(BadRow, match=told_so):
+        abc(path.read_text())
+    [row] = read("musicxml", path)
+    assert isinstance(row, Bad) and row.reason == told_so.partition(":")[0]
+
+
+def test_the_faults_are_why_these_scores_are_refused():
+    assert abc(score([FIRST + note("G4", 16)])) == f"{HEAD}G8 |"
+
+
+# ---------------------------------------------------------------- pictures and files
+
+
+def packed(text: str, *, container: str | None = None) -> bytes:
+    sink = io.BytesIO()
+    with zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED) as archive:
+        named = '<container><rootfiles><rootfile full-path="score.xml"/></rootfiles></container>'
+        archive.writestr("META-INF/container.xml", container or named)
+        archive.writestr("score.xml", text)
+    return sink.getvalue()
+
+
+LONG = score([FIRST + note("G4", 8) + note("A4", 8), *[note("B4", 2) * 8] * 119, note("D5", 16)])
+
+
+def test_the_pages_of_a_score_go_all_the_way_to_tokens_and_their_abc_is_that_of_their_bars(tmp_path: Path):
+    (tmp_path / "long.musicxml").write_text(LONG)
+    rows = read("musicxml", tmp_path / "long.musicxml")
+    assert len(rows) == 2 and [row.id for row in rows if isinstance(row, Draft)] == [
+        "long.musicxml#score=1", "long.musicxml#score=2",
+    ]  # fmt: skip
+    bars = []
+    for row in made(rows, "document"):
+        assert not isinstance(row, Bad), row
+        sample, files = row
+        [(role, box, text)] = told(sample)
+        picture = np.asarray(Image.open(io.BytesIO(files[0])))
+        left, top, right, bottom = map(int, box)
+        assert role == "music sheet" and picture.shape == (sample.media[0].height, sample.media[0].width)  # type: ignore[union-attr]
+        inside = picture[top:bottom, left:right]
+        assert max(inside[0].min(), inside[-1].min(), inside[:, 0].min(), inside[:, -1].min()) < 250
+        outside = picture.copy()
+        outside[top:bottom, left:right] = 255
+        assert outside.min() >= 250
+        bars += heard(text, "abc")
+        for [page] in learnt(sample, files, tmp_path / str(len(bars))):
+            assert (page.name, page.kind) == ("div", "music sheet abc notation")
+            assert heard(page.text, "abc") == heard(text, "abc")
+    assert same_music(bars, heard(LONG, "xml")) and len(bars) == 121
+
+
+def test_a_packed_score_is_the_same_as_a_plain_one(tmp_path: Path):
+    text = score(CASES["marks"][0])
+    (tmp_path / "a.musicxml").write_text(text)
+    (tmp_path / "b.mxl").write_bytes(packed(text))
+    (tmp_path / "c.xml").write_text(text)
+    found = [only(read("musicxml", tmp_path / name), "document") for name in ("a.musicxml", "b.mxl", "c.xml")]
+    assert len({told(sample)[0] for sample, _ in found}) == 1 and len({files[0] for _, files in found}) == 1
+    assert told(found[0][0])[0][2] == HEAD + CASES["marks"][1]
+    assert {format_of("auto", str(tmp_path / name)) for name in ("a.musicxml", "b.mxl", "c.xml")} == {"musicxml"}
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "bad-xml"),
+        (score(CASES["beams"][0]).encode()[:-40], "bad-xml"),
+        (b"<html/>", "wrong-form"),
+        (score(CASES["beams"][0]).replace("score-partwise", "score-timewise").encode(), "wrong-form"),
+        (b"<score-partwise><part-list/></score-partwise>", "wrong-form"),
+        (packed(score(CASES["beams"][0]))[:-30], "bad-score"),
+        (packed("", container="<container/>"), "bad-score"),
+        (packed("", container='<container><rootfile full-path="no.xml"/></container>'), "bad-score"),
+        (score([FIRST + note("G4", 16)], [FIRST + note("G4", 16)] * 2).encode(), "wrong-form"),
+        (score([FIRST + direction("<words>\ue000</words>") + note("G4", 16)]).encode(), "no-glyph"),
+        (score([FIRST + direction("<words>a \ue0a4 b</words>") + note("G4", 16)]).encode(), "no-glyph"),
+    ],
+)
+def test_a_broken_score_is_one_bad_row(data: bytes, reason: str, tmp_path: Path):
+    (tmp_path / "a.mxl").write_bytes(data)
+    [row] = read("musicxml", tmp_path / "a.mxl")
+    assert isinstance(row, Bad) and row.reason == reason, row
+
+
+def test_a_score_too_large_is_refused_before_it_is_unpacked(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(draw, "LARGEST_BYTES", 10_000)
+    with pytest.raises(BadRow, match=r"at most 10000 bytes in score\.xml"):
+        draw.score_xml(packed("<a>" + " " * 20_000 + "</a>"))
+
+
+def test_words_of_songs_are_drawn_in_latin_and_chinese():
+    latin, chinese = (
+        draw.pages_of(ET.fromstring(score([FIRST + note("G4", 16, lyric(word))])))[0] for word in ("là", "春天")
+    )
+    silent = draw.pages_of(ET.fromstring(score([FIRST + note("G4", 16)])))[0]
+    assert latin.ink[3] > silent.ink[3] and chinese.ink[3] > silent.ink[3] and latin.png != chinese.png
+
+
+def test_no_such_file_and_no_such_page(tmp_path: Path):
+    with pytest.raises(DataError, match="no such annotation file"):
+        read("musicxml", tmp_path / "none.musicxml")
+    (tmp_path / "a.musicxml").write_text(score(CASES["beams"][0]))
+    with pytest.raises(MediaError, match="no such page"):
+        draw.page_png(f"{tmp_path}/a.musicxml#score=2")
+    (tmp_path / "b.musicxml").write_text("<html/>")
+    with pytest.raises(MediaError):
+        draw.page_png(f"{tmp_path}/b.musicxml#score=1")
+
+
+def test_what_verovio_hears_tells_notes_apart():
+    [(bar, _, _)] = heard(score([FIRST + note("G4", 8) + note("r", 8)]), "xml")
+    assert bar == [
+        Sound("note", "g4", ("2", ""), "", "", False, ()), Sound("rest", "", ("2", ""), "", "", False, ()),
+    ]  # fmt: skip
