@@ -21,6 +21,7 @@ from typing import Any
 
 import yaml
 
+from k8s import names
 from k8s.cluster import Cluster
 from k8s.tools import tool
 from tests.cluster.launching import commits, launch
@@ -89,10 +90,11 @@ class Bench:
 
     def jobs(self) -> list[Json]:
         """PyTorchJobs, oldest attempt first."""
-        return sorted(self.items("pytorchjobs"), key=lambda job: int(job["metadata"]["labels"]["qwenvl-train/attempt"]))
+        return sorted(self.items("pytorchjobs"), key=lambda job: int(job["metadata"]["labels"][names.ATTEMPT]))
 
-    def pods(self, attempt: int = 1) -> list[Json]:
-        return json.loads(self.kubectl("get", "pods", "-l", f"qwenvl-train/attempt={attempt}", "-o", "json"))["items"]
+    def pods(self, attempt: int = 1, step: str = "sft") -> list[Json]:
+        labels = f"{names.ATTEMPT}={attempt},{names.STEP}={step}"
+        return json.loads(self.kubectl("get", "pods", "-l", labels, "-o", "json"))["items"]
 
     def until(self, what: str, ready: Callable[[], Any], limit_s: float = 90.0) -> Any:
         """Poll until `ready` gives something true, which is returned; not for long once every launcher has given up."""
@@ -105,11 +107,11 @@ class Bench:
             time.sleep(0.25)
         return found
 
-    def running(self, attempt: int = 1, count: int = 2) -> list[Json]:
+    def running(self, attempt: int = 1, count: int = 2, step: str = "sft") -> list[Json]:
         """The pods of an attempt, once all of them run."""
 
         def look() -> list[Json] | None:
-            pods = self.pods(attempt)
+            pods = self.pods(attempt, step)
             return pods if sum(pod["status"].get("phase") == "Running" for pod in pods) == count else None
 
         return self.until(f"{count} running pods of attempt {attempt}", look)
