@@ -1,144 +1,189 @@
-"""Runs on Kubeflow Pipelines: start, ask, read, stop. kfp's own client does the talking.
+"""Runs on Kubeflow Pipelines: ask, follow, read, stop, take up again. kfp's own client does the talking.
 
-submit    compiles the definition, checks recipe and cluster here first, and creates a run
-status    one line a step
-logs      what the steps' pods printed, from the cluster itself (kfp's API has no call for it)
-stop      terminates the run, then removes what it still owns: kfp's terminate alone deletes nothing
+list_runs   the newest runs
+status      one line a step, with the message of one that failed
+follow      tells every change of a step until the run has ended; outlives restarts of the API
+logs        what the steps' pods printed, from the cluster itself (kfp's API has no call for it)
+stop        terminates the run, then removes what it still owns: kfp's terminate alone deletes nothing
+retry       starts the steps that failed once more; they find their jobs and results
+
+Starting a run is pipelines/submit.py. Read in a real Kubeflow Pipelines 2.14.3: a terminated run ends as FAILED, not as
+CANCELED, and a retried one forgets its former states; so nothing here hangs on how a run's end is called.
 """
 
 from __future__ import annotations
 
-import tempfile
+import contextlib
+import io
+import json
 import time
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pipelines.settle import asked_recipe
-from trainer.errors import ClusterError, QwenVLError, RecipeError, UsageError
+from trainer.errors import ClusterError, QwenVLError, UsageError
 
 ENDED = {"SUCCEEDED", "FAILED", "SKIPPED", "CANCELED"}
 WAIT_S = 10.0
+STOP_WAIT_S = 180.0
+"""From terminate to the end of a run: its exit task makes a pod and cleans up."""
+SILENCE_S = 1800.0
+"""How long the API may not answer while a run is followed: an upgrade of Kubeflow Pipelines fits."""
+DEFAULT_NAMESPACE = "kubeflow"  # of the steps' pods, where there are no profiles
 IMPLEMENTATION = "system-container-impl"  # pods of kfp's drivers print nothing of ours
 RUN_LABEL = "pipeline/runid"
+NOT_STEPS = ("driver", "executor", "root", "whole-run", "exit-handler")
+"""Words in the names of what kfp adds to a run."""
 
 Say = Callable[[str], None]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where Kubeflow Pipelines answers."""
+    """Where Kubeflow Pipelines answers.
+
+    Args:
+        namespace: a profile's, where Kubeflow has several users; None where it has not, as its API demands.
+    """
 
     host: str | None
-    namespace: str
+    namespace: str | None = None
     token: str | None = None
 
 
+class Unanswered(ClusterError):
+    """No answer, or one that says "later": worth asking again."""
+
+
 def client_of(place: Place) -> Any:
-    try:
-        from kfp.client import Client
-    except ImportError as error:
-        raise UsageError("this needs the kfp client", got=str(error), do="install qwenvl-train[pipelines]") from error
     if not place.host:
         raise UsageError(
             "where is Kubeflow Pipelines?", where="--host", do="give --host URL or set KF_PIPELINES_ENDPOINT"
         )
-    with told(place):
-        return Client(host=place.host, namespace=place.namespace, existing_token=place.token)
-
-
-@contextmanager
-def told(place: Place) -> Iterator[None]:
-    """Errors of the API as one message."""
     try:
-        yield
-    except QwenVLError:
+        with warnings.catch_warnings():  # it greets with one
+            warnings.simplefilter("ignore")
+            from kfp.client import Client
+
+            with told(place):
+                _healthz(place.host, place.token)
+                namespace = place.namespace or DEFAULT_NAMESPACE  # what its constructor calls "no namespace"
+                return Client(host=place.host, namespace=namespace, existing_token=place.token)
+    except ImportError as error:
+        raise UsageError("this needs the kfp client", got=str(error), do="install qwenvl-train[pipelines]") from error
+
+
+def _healthz(host: str, token: str | None) -> None:
+    """Is it there, and does it know us? The client's own constructor asks for 25 s and prints each attempt's trace."""
+    import kfp_server_api as api
+
+    configuration = api.Configuration(host=host)
+    if token:
+        configuration.api_key["authorization"] = token
+        configuration.api_key_prefix["authorization"] = "Bearer"
+    with api.ApiClient(configuration) as client:
+        api.HealthzServiceApi(client).healthz_service_get_healthz()
+
+
+@contextlib.contextmanager
+def told(place: Place) -> Iterator[None]:
+    """Errors of the API as one message of ours; what kfp's client prints on the way is left out."""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    except (QwenVLError, ImportError):
         raise
     except Exception as error:
         status = getattr(error, "status", None)
-        body = str(getattr(error, "body", "") or error).strip().split("\n")[0]
+        got = f"{status} {_message(error)}" if status else f"{type(error).__name__}: {_message(error)}"
         if status == 404:
-            raise UsageError("Kubeflow Pipelines knows no such run", where=place.host, got=body[:300]) from error
-        raise ClusterError(
-            "Kubeflow Pipelines did not do it", where=place.host, got=body[:300] or repr(error)
-        ) from error
+            raise UsageError("Kubeflow Pipelines does not know it", where=place.host, got=got) from error
+        if status == 400:
+            raise UsageError("Kubeflow Pipelines refuses it", where=place.host, got=got) from error
+        if status in (401, 403):
+            do = "give a token in KFP_TOKEN, and your profile's --namespace where Kubeflow has several users"
+            raise ClusterError("Kubeflow Pipelines lets you not do it", where=place.host, got=got, do=do) from error
+        if not status or status == 429 or status >= 500:
+            raise Unanswered("Kubeflow Pipelines did not answer", where=place.host, got=got) from error
+        raise ClusterError("Kubeflow Pipelines did not do it", where=place.host, got=got) from error
 
 
-def submit(
-    place: Place,
-    *,
-    recipe: str,
-    out: str,
-    cluster: str,
-    overrides: list[str],
-    base_model: str = "",
-    accept_changes: list[str] | None = None,
-    experiment: str | None = None,
-    run_name: str | None = None,
-    wait: bool = False,
-    say: Say = print,
-) -> int:
-    """Start a run; its id is the last line printed. With `wait` 0 when it succeeded, else 1."""
-    checked = checked_recipe(recipe, overrides, cluster, out, base_model)
+def _message(error: Exception) -> str:
+    """The server's own words, out of the JSON that it answers with."""
+    body = getattr(error, "body", None)
+    try:
+        found = json.loads(body or "")
+        text = str(found.get("message") or found.get("error") or body)
+    except (ValueError, AttributeError):
+        text = str(body or error)
+    return " ".join(text.split())[:400]
+
+
+def asked(place: Place, call: Callable[[], T], *, say: Say, sleep: Callable[[float], None], clock: Callable) -> T:
+    """The answer of a call that changes nothing, asked again while there is none, at most SILENCE_S."""
+    began, wait_s = None, 2.0
+    while True:
+        try:
+            with told(place):
+                answer = call()
+        except Unanswered as error:
+            if began is None:
+                began = clock()
+                say(f"no answer, asking again for {SILENCE_S / 60:.0f} min: {error.got}")
+            if clock() - began > SILENCE_S:
+                raise
+            sleep(wait_s)
+            wait_s = min(wait_s * 2, 60.0)
+            continue
+        if began is not None:
+            say("it answers again")
+        return answer
+
+
+# ---------------------------------------------------------------- reading
+
+
+def list_runs(place: Place, *, number: int = 20, say: Say = print) -> int:
+    """The newest runs of every experiment, one line each."""
     client = client_of(place)
-    from pipelines.full_recipe import compile_to
-
-    arguments = {
-        "recipe": recipe,
-        "out": out,
-        "cluster": cluster,
-        "overrides": overrides,
-        "base_model": base_model,
-        "accept_changes": accept_changes or [],
-    }
-    with tempfile.TemporaryDirectory() as folder, told(place):
-        package = Path(folder) / "full_recipe.yaml"
-        compile_to(package)
-        run = client.create_run_from_pipeline_package(
-            str(package),
-            arguments=arguments,
-            run_name=run_name or f"{checked} {time.strftime('%Y-%m-%d %H:%M')}",
-            experiment_name=experiment or checked,
-            namespace=place.namespace,
-            enable_caching=False,
-        )
-    say(f"{place.host}/#/runs/details/{run.run_id}")
-    say(f"follow it: qwenvl status {run.run_id}    stop it: qwenvl stop {run.run_id}")
-    say(run.run_id)
-    return follow(place, client, run.run_id, say=say) if wait else 0
+    with told(place):
+        found = client.list_runs(page_size=number, sort_by="created_at desc", namespace=place.namespace).runs or []
+    say(f"{'run':36}  {'state':10}  {'created':16}  name, output")
+    for run in found:
+        created = f"{run.created_at:%Y-%m-%d %H:%M}" if run.created_at else ""
+        out = given(run).get("out", "")
+        say(f"{run.run_id:36}  {run.state or 'PENDING':10}  {created:16}  {run.display_name}  {out}")
+    return 0
 
 
-def checked_recipe(recipe: str, overrides: list[str], cluster: str, out: str, base_model: str = "") -> str:
-    """Name of a recipe that is valid for the cluster: every problem is told here, not by a pod an hour later."""
-    from k8s.cluster import check, load_cluster
-
-    if "://" not in out:
-        raise UsageError("the pods of a cluster share no folder", where=f"--out {out}", expected="s3://BUCKET/PREFIX")
-    checked = asked_recipe(recipe, overrides, base_model)
-    problems = check(checked, load_cluster(cluster))
-    if problems:
-        raise RecipeError([("on this cluster", problem) for problem in problems])
-    return checked.name
+def given(run: Any) -> dict[str, Any]:
+    """The parameters that a run was started with."""
+    return (run.runtime_config.parameters if run.runtime_config else None) or {}
 
 
 def status(place: Place, run_id: str, *, say: Say = print) -> int:
     """Print a run's state and its steps; 1 when it failed."""
+    client = client_of(place)
     with told(place):
-        run = client_of(place).get_run(run_id)
-    say(f"{run.display_name}: {run.state}")
+        run = client.get_run(run_id)
+    say(f"{run.display_name}: {run.state or 'PENDING'}{_error(run)}")
     for task in tasks(run):
-        say(f"  {task.display_name:28} {task.state or 'PENDING':10} {_seconds(task)}")
-    return 1 if run.state == "FAILED" else 0
+        say(f"  {task.display_name:28} {task.state or 'PENDING':10} {_seconds(task)}{_error(task)}")
+    return 1 if run.state in ("FAILED", "CANCELED") else 0
 
 
 def tasks(run: Any) -> list[Any]:
     """The steps, without kfp's drivers and groups, in the order they were made."""
     details = (run.run_details.task_details if run.run_details else None) or []
     own = [task for task in details if task.pod_name or task.executor_detail or task.state]
-    hidden = ("driver", "executor", "root", "whole-run", "exit-handler")
-    return [task for task in own if not any(word in (task.display_name or "") for word in hidden)]
+    return [task for task in own if not any(word in (task.display_name or "") for word in NOT_STEPS)]
+
+
+def _error(item: Any) -> str:
+    message = " ".join((item.error.message if item.error else None or "").split())
+    return f"  {message[:300]}" if message else ""
 
 
 def _seconds(task: Any) -> str:
@@ -147,58 +192,118 @@ def _seconds(task: Any) -> str:
     return f"{(task.end_time - task.start_time).total_seconds():.0f} s"
 
 
-def follow(place: Place, client: Any, run_id: str, *, say: Say, sleep: Callable[[float], None] = time.sleep) -> int:
-    """Tell every change of a step until the run has ended."""
+def follow(
+    place: Place,
+    run_id: str,
+    *,
+    say: Say = print,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> int:
+    """Tell every change of a step until the run has ended; 0 when it succeeded, else 1."""
+    client = client_of(place)
     known: dict[str, str] = {}
     while True:
-        with told(place):
-            run = client.get_run(run_id)
+        run = asked(place, lambda: client.get_run(run_id), say=say, sleep=sleep, clock=clock)
         for task in tasks(run):
             if task.state and known.get(task.display_name) != task.state:
                 known[task.display_name] = task.state
-                say(f"{time.strftime('%H:%M:%S')} {task.display_name}: {task.state}")
+                say(f"{time.strftime('%H:%M:%S')} {task.display_name}: {task.state}{_error(task)}")
         if run.state in ENDED:
-            say(f"run {run_id}: {run.state}")
+            say(f"run {run_id}: {run.state}{_error(run)}")
             return 0 if run.state == "SUCCEEDED" else 1
         sleep(WAIT_S)
 
 
 def logs(place: Place, run_id: str, *, step: str | None = None, tail: int = 200, say: Say = print) -> int:
-    """The last lines of every step's pod."""
+    """The last lines of every step's pod, from the cluster that KUBECONFIG names."""
     from kubernetes import client, config
+    from kubernetes.client.exceptions import ApiException
 
-    with told(place):
+    try:
+        config.load_incluster_config()
+    except config.ConfigException:
         try:
-            config.load_incluster_config()
-        except config.ConfigException:
             config.load_kube_config()
-        core = client.CoreV1Api()
-        pods = core.list_namespaced_pod(place.namespace, label_selector=f"{RUN_LABEL}={run_id}").items
-        shown = 0
-        for pod in sorted(pods, key=lambda pod: pod.metadata.creation_timestamp):
-            name = (pod.metadata.annotations or {}).get("workflows.argoproj.io/node-name", pod.metadata.name)
-            if IMPLEMENTATION not in pod.metadata.name or (step and step not in name):
-                continue
-            say(f"==> {name} ({pod.status.phase})")
-            say(core.read_namespaced_pod_log(pod.metadata.name, place.namespace, container="main", tail_lines=tail))
-            shown += 1
+        except config.ConfigException as error:
+            raise ClusterError("logs come from the cluster itself", got=str(error), do="set KUBECONFIG") from None
+    core, namespace, shown = client.CoreV1Api(), place.namespace or DEFAULT_NAMESPACE, 0
+    with _of_kubernetes():
+        pods = core.list_namespaced_pod(namespace, label_selector=f"{RUN_LABEL}={run_id}").items
+    for pod in sorted(pods, key=lambda pod: pod.metadata.creation_timestamp):
+        name = (pod.metadata.annotations or {}).get("workflows.argoproj.io/node-name", pod.metadata.name)
+        if IMPLEMENTATION not in pod.metadata.name or (step and step not in name):
+            continue
+        say(f"==> {name} ({pod.status.phase})")
+        try:
+            say(core.read_namespaced_pod_log(pod.metadata.name, namespace, container="main", tail_lines=tail))
+        except ApiException as error:  # not started yet, or gone since the list was made
+            say(f"no log: {_message(error)}")
+        shown += 1
     if not shown:
-        raise UsageError("no pod of this run is left", where=run_id, do="training's own logs lie in OUT/STAGE/attempts")
+        raise UsageError(
+            "no pod of this run is left" if step is None else "no pod of this step is left",
+            where=f"{run_id} in namespace {namespace}",
+            do="training's own lines lie in OUT/STAGE/attempts",
+        )
     return 0
 
 
-def stop(place: Place, run_id: str, *, say: Say = print) -> int:
-    """Terminate a run and remove what it still owns on the cluster."""
+@contextlib.contextmanager
+def _of_kubernetes() -> Iterator[None]:
+    from kubernetes.client.exceptions import ApiException
+
+    try:
+        yield
+    except ApiException as error:
+        raise ClusterError("the cluster refused a request", got=f"{error.status} {_message(error)}") from error
+
+
+# ---------------------------------------------------------------- acting
+
+
+def stop(
+    place: Place,
+    run_id: str,
+    *,
+    say: Say = print,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> int:
+    """Terminate a run, wait until its steps are gone, and remove what it still owns on the cluster.
+
+    In this order: a step that is still there would take a removed job for a lost one and create the next attempt.
+    """
     client = client_of(place)
     with told(place):
         run = client.get_run(run_id)
-        if run.state not in ENDED:
+    if run.state not in ENDED:
+        with told(place):
             client.terminate_run(run_id)
-            say(f"{run_id}: terminated")
-    given = (run.runtime_config.parameters if run.runtime_config else None) or {}
-    out, cluster = given.get("out"), given.get("cluster")
-    if out and cluster and cluster != "local":
-        from k8s import launcher
+        say(f"{run_id}: terminated")
+        until = clock() + STOP_WAIT_S
+        while run.state not in ENDED and clock() < until:
+            sleep(2.0)
+            run = asked(place, lambda: client.get_run(run_id), say=say, sleep=sleep, clock=clock)
+        say(
+            f"{run_id}: {run.state}" if run.state in ENDED else f"{run_id}: still {run.state}; cleaning up all the same"
+        )
+    out, cluster = given(run).get("out"), given(run).get("cluster")
+    if not out or not cluster or cluster == "local":
+        return 0
+    from k8s import launcher
 
+    try:
         launcher.clean_up(cluster, out=out, run_id=run_id)
+    except ClusterError as error:
+        say(f"the run's own exit task removes its jobs; from here it could not be done: {error}")
     return 0
+
+
+def retry(place: Place, run_id: str, *, wait: bool = True, say: Say = print) -> int:
+    """Start the failed steps of a run that has ended once more; they adopt what runs and skip what is finished."""
+    client = client_of(place)
+    with told(place):
+        client.runs.run_service_retry_run(run_id=run_id)
+    say(f"{run_id}: started again")
+    return follow(place, run_id, say=say) if wait else 0

@@ -11,10 +11,8 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "run": ("run", "run a recipe on this machine, every stage"),
-    "submit": ("remote", "start a recipe on Kubeflow Pipelines"),
-    "status": ("remote", "how a submitted run is doing"),
-    "logs": ("remote", "the lines of a submitted run"),
-    "stop": ("remote", "stop a submitted run and remove what it holds"),
+    "submit": ("submit", "start a recipe on Kubeflow Pipelines and follow it"),
+    "runs": ("runs", "runs on Kubeflow Pipelines: list, status, logs, stop, retry"),
     "recipe": ("recipe", "show, check or compare recipes; their JSON Schema"),
     "data": ("data", "bring, check, count, look at and prepare data"),
     "fetch": ("fetch", "bring a model or data set from a hub into storage, pinned and verified"),
