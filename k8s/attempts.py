@@ -83,6 +83,13 @@ class Attempts:
         except Conflict:
             return None
 
+    def let_go(self, job: Json) -> None:
+        """Nobody promises to watch it any more, and that is meant."""
+        try:
+            self.api.patch(kind_of(job), job["metadata"]["name"], {"metadata": {"annotations": {names.RENEWED: NEVER}}})
+        except Conflict:
+            return  # gone
+
     def still_ours(self, job: Json) -> None:
         """Of two launchers for one job, the one that took it over goes on."""
         marks = job["metadata"].get("annotations", {})

@@ -13,8 +13,8 @@ import os
 from collections.abc import Iterator
 
 from k8s import names
-from k8s.attempts import NEVER, suspension
-from k8s.client import JOBS, PYTORCH_JOBS, Api, Conflict, Json, connect, kind_of
+from k8s.attempts import NEVER, attempt_of, container_of, pods_of, suspension
+from k8s.client import JOBS, PODS, PYTORCH_JOBS, Api, Conflict, Json, connect, kind_of
 from k8s.cluster import load_cluster
 from k8s.seen import read
 from trainer.errors import UsageError
@@ -91,6 +91,17 @@ def _remember(api: Api, job: Json, text: str) -> None:
         api.patch(kind_of(job), job["metadata"]["name"], change)
     except Conflict:
         return  # gone meanwhile
+
+
+def first_pod(api: Api, *, out: str, step: str, attempt: int | None = None) -> tuple[str, str] | None:
+    """(rank 0's pod, its container) of a step's newest attempt, or of the one with this number, while it is there."""
+    labels = {**MANAGED, names.STEP: names.label(step)} | ({names.ATTEMPT: str(attempt)} if attempt else {})
+    jobs = [job for kind in (PYTORCH_JOBS, JOBS) for job in api.list(kind, labels) if _into(job, out)]
+    for job in sorted(jobs, key=attempt_of, reverse=True):
+        pods = pods_of(job, api.list(PODS, {names.STEP: names.label(step), names.ATTEMPT: str(attempt_of(job))}))
+        if pods:
+            return min(pod["metadata"]["name"] for pod in pods), container_of(job)
+    return None
 
 
 def under_way(api: Api) -> Iterator[Json]:

@@ -19,6 +19,7 @@ What the API server answers becomes one of few things (the table in `_raise`):
 from __future__ import annotations
 
 import json
+import os
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -378,7 +379,8 @@ def connect(namespace: str) -> KubernetesApi:
             config.load_incluster_config(client_configuration=configuration)
         except config.ConfigException:
             try:
-                config.load_kube_config(client_configuration=configuration)
+                # Named here: the client reads the variable once, when it is imported.
+                config.load_kube_config(os.environ.get("KUBECONFIG"), client_configuration=configuration)
             except config.ConfigException as error:
                 raise ClusterError("no cluster", got=str(error), do="set KUBECONFIG, or run in a pod") from None
         return client.ApiClient(configuration)

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from k8s import decide, logs, names
-from k8s.attempts import Attempts, attempt_of, container_of, excluded_by, never_fits, pods_of
+from k8s.attempts import Attempts, attempt_of, container_of, excluded_by, never_fits, pods_of, refuse_another
 from k8s.client import Api, Json, QuotaExceeded, Unreachable, kind_of
 from k8s.cluster import Cluster
 from k8s.decide import Again, Ended, Progress, Stop, Trail, Wait
@@ -101,6 +101,35 @@ class Launcher:
         finally:
             self.view.close()
 
+    def create(self) -> None:
+        """Create the next attempt and leave it: nobody watches it, and the reaper lets it be. One that is under way is
+        left as it is."""
+        if self._verified():
+            self.say("done already, its result verifies")
+            return
+        if self._view is None:
+            self._view = self._mirror()
+        try:
+            job, attempt = self._newest(adopt=False)
+            if job is not None:
+                self.say(f"{job['metadata']['name']} is under way already")
+                return
+            self._begun(self._created(attempt), attempt)
+        finally:
+            self.view.close()
+
+    def let_go(self) -> list[str]:
+        """A person stops watching: the job goes on, and the reaper lets it be. Names of such jobs."""
+        left = []
+        for job in self.view.jobs() if self._view is not None else []:
+            if (
+                job["metadata"].get("annotations", {}).get(names.LAUNCHER) == self.launcher
+                and not read(job, []).outcome
+            ):
+                self.attempts.let_go(job)
+                left.append(job["metadata"]["name"])
+        return left
+
     @property
     def view(self) -> View:
         assert self._view is not None
@@ -167,8 +196,8 @@ class Launcher:
 
     # ------------------------------------------------------------ history
 
-    def _newest(self) -> tuple[Json | None, int]:
-        """The job to adopt, if one is under way, and the attempt that it is or that comes next."""
+    def _newest(self, *, adopt: bool = True) -> tuple[Json | None, int]:
+        """The job that is under way, adopted, and the attempt that it is; without one the attempt that comes next."""
         records = {one.attempt: one for one in self.records.read()}
         jobs = {attempt_of(job): job for job in self.view.jobs()}
         counted = {one.attempt for one in series(list(records.values()))}
@@ -181,7 +210,10 @@ class Launcher:
             if job is not None and "deletionTimestamp" not in job["metadata"] and (record is None or not record.end):
                 seen = read(job, pods_of(job, self.view.pods()))
                 if seen.outcome is None or (seen.outcome == "succeeded" and self.task.finished is None):
-                    return self.attempts.adopt(job, self._rendered(attempt, excluded_by(job))), attempt
+                    rendered = self._rendered(attempt, excluded_by(job))
+                    if not adopt:
+                        refuse_another(rendered.job, job)
+                    return self.attempts.adopt(job, rendered) if adopt else job, attempt
             self.history.append(self._past(attempt, job, record))
         last = max([0, *records, *jobs])
         if self.history:

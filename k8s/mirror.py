@@ -91,6 +91,7 @@ class Mirror:
         self._ready: set[Kind] = set()
         self._silent: dict[Kind, float] = {}
         self._error: ClusterError | None = None
+        self._trouble = ""
         self._stop = threading.Event()
         self._threads = [
             threading.Thread(target=self._follow, args=(one, selected), name=f"watch-{one.plural}", daemon=True)
@@ -131,9 +132,8 @@ class Mirror:
             if self._error:
                 raise self._error
             if len(self._ready) < len(self._threads):
-                raise Unreachable(
-                    "the API server did not answer", where="first lists", got=f"{seconds:.0f} s of silence"
-                )
+                got = self._trouble or f"{seconds:.0f} s of silence"
+                raise Unreachable("the API server did not answer", where="first lists", got=got)
         return self
 
     def silent_since(self) -> float | None:
@@ -163,9 +163,10 @@ class Mirror:
                     self._take(kind, what, found)
             except Gone:
                 version = ""
-            except (Disconnected, Unreachable):
+            except (Disconnected, Unreachable) as error:
                 longest = MAX_SILENT_S
                 with self._changed:
+                    self._trouble = str(error)
                     self._silent.setdefault(kind, self._clock())
             except ClusterError as error:
                 with self._changed:

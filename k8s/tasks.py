@@ -20,7 +20,7 @@ from k8s.record import FOLDER
 from trainer import handover, heartbeat, storage
 from trainer import manifest as manifests
 from trainer.command import PREPARE, PROGRAMS, PrepareCall, prepare_command
-from trainer.errors import CheckpointError, StageMismatch, UsageError
+from trainer.errors import CheckpointError, StageMismatch, StorageError, UsageError
 from trainer.recipe import Recipe
 from trainer.resolve import digest, fields, stage_fields
 
@@ -61,7 +61,7 @@ def task_of(what: str, recipe: Recipe, cluster: Cluster, run: Run, *, stage: str
         return _training(recipe, stage, cluster, run)
     if what not in PROGRAMS and what not in PREPARE:
         raise UsageError("no such step", where=what, expected=", ".join(["train", *PROGRAMS, *PREPARE]))
-    run = replace(run, stage_digest=digest(fields(recipe, "result")))
+    run = _of_recipe(run, recipe)
     step = step_name(what, stage)
     finished: Callable[[], bool] | None = None
     if what in PROGRAMS:
@@ -98,15 +98,41 @@ def named(step: str, recipe: Recipe) -> tuple[str, str | None]:
     return known[step]
 
 
+def rendered(
+    what: str, recipe: Recipe, cluster: Cluster, run: Run, *, stage: str | None = None
+) -> tuple[Rendered, str]:
+    """(the objects that a step would create, what is not known yet about their names); nothing is written.
+
+    The name of a stage's job has a digest of what the stage starts from: before its parent is done, or where storage
+    cannot be read, it stands for a stage without parent.
+    """
+    if what != "train":
+        return task_of(what, recipe, cluster, run, stage=stage).render(_of_recipe(run, recipe)), ""
+    assert stage is not None
+    unknown, digest_of_stage = "", ""
+    try:
+        uri = storage.join(run.out, stage, IDENTITY_FILE)
+        known = storage.exists(uri)
+        digest_of_stage = storage.read_json(uri)["stage_digest"] if known else _asked(recipe, stage, run.out)
+    except (FileNotFoundError, StorageError) as error:
+        digest_of_stage = _asked(recipe, stage, None)
+        unknown = f"the name's digest is not the one that a run will have: {error}".splitlines()[0]
+    return render_stage(recipe, stage, cluster, replace(run, stage_digest=digest_of_stage)), unknown
+
+
+def _of_recipe(run: Run, recipe: Recipe) -> Run:
+    return replace(run, stage_digest=digest(fields(recipe, "result")))
+
+
+def _asked(recipe: Recipe, stage: str, out: str | None) -> str:
+    """The stage's digest at its first step: its own fields, and the result of its parent in `out`."""
+    parent = handover.parent_of(recipe, stage) if out is not None else None
+    before = handover.result_digest(handover.read(out, parent)) if parent and out is not None else ""
+    return digest({"fields": stage_fields(recipe, stage_of(recipe, stage)), "parent": before})
+
+
 def _training(recipe: Recipe, stage: str, cluster: Cluster, run: Run) -> Task:
-    parent = handover.parent_of(recipe, stage)
-    asked = digest(
-        {
-            "fields": stage_fields(recipe, stage_of(recipe, stage)),
-            "parent": handover.result_digest(handover.read(run.out, parent)) if parent else "",
-        }
-    )
-    run = replace(run, stage_digest=first_digest(run.out, stage, asked))
+    run = replace(run, stage_digest=first_digest(run.out, stage, _asked(recipe, stage, run.out)))
     stage_uri = storage.join(run.out, stage)
     return Task(
         stage,

@@ -156,6 +156,12 @@ def test_a_server_that_never_lists_is_given_up(server: ApiServer) -> None:
     server.fault = lambda *_: (503, {"message": "later"})
     with pytest.raises(Unreachable, match="silence"):
         Mirror(server.api(), PYTORCH_JOBS, LABELS, lambda name: True).ready(0.3)
+    now = iter(range(0, 10**6, 50))
+    api = server.api(clock=lambda: next(now), sleep=lambda _: None)
+    mirror = Mirror(api, PYTORCH_JOBS, LABELS, lambda name: True)
+    until(mirror.silent_since, "that it is told")
+    with pytest.raises(Unreachable, match="503: later"):
+        mirror.ready(0.1)
 
 
 def test_what_our_own_call_returned_is_not_overwritten_by_older_news(server: ApiServer) -> None:
