@@ -3,9 +3,11 @@ whole way of a score to tokens and back."""
 
 from __future__ import annotations
 
+import html
 import io
 import xml.etree.ElementTree as ET
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipelines.cli.main import main
 from pipelines.prepare.corpus.tunes import tune
 from pipelines.prepare.formats import format_of
 from pipelines.prepare.formats.rows import Bad, BadRow, Draft
@@ -367,6 +370,25 @@ def test_a_broken_score_is_one_bad_row(data: bytes, reason: str, tmp_path: Path)
     (tmp_path / "a.mxl").write_bytes(data)
     [row] = read("musicxml", tmp_path / "a.mxl")
     assert isinstance(row, Bad) and row.reason == reason, row
+
+
+def test_a_page_is_the_same_in_every_thread():
+    """Rows are described in threads, and verovio forgets in them where its fonts are."""
+    [page] = draw.pages_of(ET.fromstring(score(CASES["marks"][0])))
+    with ThreadPoolExecutor(4) as pool:
+        others = list(pool.map(lambda _: draw.pages_of(ET.fromstring(score(CASES["marks"][0]))), range(8)))
+    assert others == [[page]] * 8
+
+
+def test_scores_become_shards_that_a_person_can_check(tmp_path: Path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.musicxml").write_text(score(CASES["marks"][0]))
+    (tmp_path / "in" / "b.mxl").write_bytes(packed(LONG))
+    assert main(["data", "ingest", str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 0
+    assert main(["data", "check", str(tmp_path / "out")]) == 0
+    assert main(["data", "preview", str(tmp_path / "out"), "--html", str(tmp_path / "page.html")]) == 0
+    shown = (tmp_path / "page.html").read_text()
+    assert "music sheet" in shown and CASES["marks"][1].split(" |")[0] in html.unescape(shown)
 
 
 def test_a_score_too_large_is_refused_before_it_is_unpacked(monkeypatch: pytest.MonkeyPatch):

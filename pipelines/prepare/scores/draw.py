@@ -14,6 +14,7 @@ import xml.etree.ElementTree as ET
 import zipfile
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from threading import Lock
 
 import numpy as np
 import resvg_py
@@ -28,6 +29,8 @@ from trainer import storage
 from trainer.errors import MediaError
 
 Box = tuple[int, int, int, int]
+LOCK = Lock()
+"""verovio keeps state of its own beside its toolkits: one at a time."""
 PAGE = (2100, 2970)
 """A4, in verovio's tenths of a millimetre (at a scale of 100 they are pixels)."""
 SCALE = 50
@@ -130,12 +133,15 @@ def pages_of(score: ET.Element, *, width: int = PAGE[0], height: int = PAGE[1], 
         **{"inputFrom": "xml", "pageWidth": width, "pageHeight": height, "adjustPageHeight": True, "scale": scale},
         **{"header": "none", "footer": "none", "breaks": "auto", "xmlIdSeed": 1, "smuflTextFont": "none"},
     }
-    verovio.enableLog(verovio.LOG_OFF)  # what ABC cannot say is refused by score.py; what verovio drops besides is less
-    toolkit = verovio.toolkit()
-    toolkit.setOptions(options)
-    loaded = toolkit.loadData(ET.tostring(_drawable(score), encoding="unicode"))
-    count = toolkit.getPageCount() if loaded else 0
-    found = [_page(toolkit.renderToSVG(number)) for number in range(1, count + 1)]
+    with LOCK:
+        verovio.enableLog(verovio.LOG_OFF)  # what ABC cannot say is refused by score.py
+        toolkit = verovio.toolkit(False)
+        toolkit.setResourcePath(str(package_folder("verovio") / "data"))  # the path that is set at import is a thread's
+        toolkit.setOptions(options)
+        loaded = toolkit.loadData(ET.tostring(_drawable(score), encoding="unicode"))
+        count = toolkit.getPageCount() if loaded else 0
+        drawn = [toolkit.renderToSVG(number) for number in range(1, count + 1)]
+    found = [_page(svg) for svg in drawn]
     if not any(page.systems for page in found):
         raise BadRow("bad-score", "a score that verovio draws", "nothing drawn")
     return found
