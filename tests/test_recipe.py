@@ -255,15 +255,18 @@ def test_stages_that_were_begun_before_balance_and_checks_were_added_go_on(name:
             at = at[key]
         assert at.pop(last) is None
     assert from_resolved(content, where="recipe.json") == recipe, "stored before the fields were there"
-    said = load_recipe(name, [*OF_BEFORE, "stages.sft.balance={text: 0.5}"])
+    asserted = load_recipe(name, [*OF_BEFORE, "stages.sft.balance={text: 0.5}"])
+    assert stage_digest(asserted, asserted.stages.named()["sft"], parent_model="a", data="b") == STAGE_DIGESTS[name]
+    said = load_recipe(name, [*OF_BEFORE, "stages.sft.sampling.checks={max_words: 9}"])
     assert stage_digest(said, said.stages.named()["sft"], parent_model="a", data="b") != STAGE_DIGESTS[name]
 
 
 def test_a_section_that_is_switched_on_or_off_is_a_change():
-    before, asked = (load_recipe("tiny", more) for more in (OF_BEFORE, [*OF_BEFORE, "stages.sft.balance={text: 0.5}"]))
+    checks = "stages.sft.sampling.checks={max_words: 9}"
+    before, asked = (load_recipe("tiny", more) for more in (OF_BEFORE, [*OF_BEFORE, checks]))
     off, on = (stage_fields(one, one.stages.named()["sft"]) for one in (before, asked))
-    assert [(c.field, c.asked) for c in changes(off, on)] == [("balance.text", 0.5), ("balance.tolerance", 0.05)]
-    assert next((c.field, c.stored, c.asked) for c in changes(on, off)) == ("balance.text", 0.5, None)
+    assert ("sampling.checks.max_words", 9) in [(c.field, c.asked) for c in changes(off, on)]
+    assert ("sampling.checks.max_words", 9, None) in [(c.field, c.stored, c.asked) for c in changes(on, off)]
     without = {key: value for key, value in off.items() if not key.startswith("sampling.")} | {"sampling": None}
     assert "sampling.requests" in {c.field for c in changes(without, off)}
     assert changes(off, off) == changes(on, on) == []

@@ -14,12 +14,16 @@ def result(default: Any = ..., *, later: bool = False, **more: Any) -> Any:
     """A field that changes what is learned. `later`: recipes of format 1 did not have it from the beginning. Its
     default then keeps the behaviour of before, and no digest mentions it while it has it: what was begun without the
     field goes on."""
-    return Field(default, json_schema_extra={"role": "result", **({"later": True} if later else {})}, **more)
+    return _field("result", default, later, more)
 
 
-def execution(default: Any = ..., **more: Any) -> Any:
+def execution(default: Any = ..., *, later: bool = False, **more: Any) -> Any:
     """A field that changes how a stage runs, not what it learns."""
-    return Field(default, json_schema_extra={"role": "execution"}, **more)
+    return _field("execution", default, later, more)
+
+
+def _field(role: str, default: Any, later: bool, more: dict[str, Any]) -> Any:
+    return Field(default, json_schema_extra={"role": role, **({"later": True} if later else {})}, **more)
 
 
 def note(default: Any = ..., **more: Any) -> Any:

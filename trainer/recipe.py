@@ -284,9 +284,9 @@ class Balance(Strict):
     """Report, section 2.3.1: the SFT entries are half text, half multimodal. Checked on the plan, in uses of samples:
     weights in `data` are what changes it, nothing is dropped or repeated for it."""
 
-    text: float = result(ge=0, le=1)
+    text: float = execution(ge=0, le=1)
     """Share of the samples that have no image and no video."""
-    tolerance: float = result(0.05, ge=0, le=1)
+    tolerance: float = execution(0.05, ge=0, le=1)
 
 
 class Stage(Strict):
@@ -298,7 +298,7 @@ class Stage(Strict):
     ] = result(min_length=1)
     """Source name -> how often one pass uses each of its samples (0.5: half of them, 2: twice, other variants); null
     takes out one that the recipe below `extends` has."""
-    balance: Balance | None = result(None, later=True)
+    balance: Balance | None = execution(None, later=True)
     """Text against multimodal samples, asserted; without it they are counted only."""
     pixels: Pixels = result(default_factory=Pixels)
     optim: Optim = result()

@@ -131,6 +131,7 @@ def _make(recipe: Recipe, stage: str, split: str, counter: Counter, target: str)
     rules = {name: rules_for(rules_ref(recipe, stage, name, out)).digest for name in folders}
     stored = _stored(target, order, rules)
     if stored is not None:
+        _refuse_unbalanced(stored, config, stage, split)
         print(f"plan: {stage} {split} is already there ({stored.num_steps} steps)", flush=True)
         return stored
     _refuse_if_begun(out, stage, split)
@@ -158,6 +159,7 @@ def _make(recipe: Recipe, stage: str, split: str, counter: Counter, target: str)
             do="add a source, or give stages.*.sampling more requests",
         )
     plan = make_plan(counts if split == "train" else fitting, order)
+    _refuse_unbalanced(plan, config, stage, split)
     _refuse_too_large(plan, out, stage)
     if split == "train":
         check_used_once(plan, out, where=f"stages.{stage}")
@@ -192,6 +194,37 @@ def _refuse_too_large(plan: Plan, out: str, stage: str) -> None:
         got=f"{need / 1e9:.1f} GB of shards open at a time",
         do="lower prepare.window_shards or prepare.lanes, or give nodes a larger cache",
     )
+
+
+def _refuse_unbalanced(plan: Plan, config: Stage, stage: str, split: str) -> None:
+    """The share of the plan's samples without image or video is the recipe's."""
+    wanted, known = config.balance, plan.statistics
+    if wanted is None or split != "train" or not known["samples"]:
+        return
+    found = text_samples(plan) / known["samples"]
+    if abs(found - wanted.text) <= wanted.tolerance:
+        return
+    if 0 < found < 1 and 0 < wanted.text < 1:
+        factor = wanted.text * (1 - found) / (found * (1 - wanted.text))
+        others = f"or those of the others by {1 / factor:.3g}"
+        do = f"multiply the weights of the text sources in `data` by {factor:.3g}, {others}"
+    else:
+        do = f"add a source of {'multimodal samples' if found == 1 else 'text'} to `data`, or change its weight"
+    rows = ", ".join(f"{row['name']} {row.get('text_uses', '?')} of {row['uses']}" for row in plan.sources)
+    raise PlanError(
+        "the mixture of text and multimodal samples is not the recipe's",
+        where=f"stages.{stage}.balance",
+        expected=f"{wanted.text:.1%} of the samples without image or video, by at most {wanted.tolerance:.1%}",
+        got=f"{found:.1%} of {known['samples']} samples; text by source: {rows}",
+        do=do,
+    )
+
+
+def text_samples(plan: Plan) -> int:
+    """Uses of samples without image or video in a plan, also one of before these were counted."""
+    if "text_samples" in plan.statistics:
+        return plan.statistics["text_samples"]
+    return sum(place.patches == 0 for pack in range(plan.num_packs) for place in plan.pack(pack).places)
 
 
 def _check_skips(recipe: Recipe, stage: str, out: str) -> None:
@@ -256,13 +289,10 @@ def _print(plan: Plan, stage: str, split: str, counts: list[SourceCounts]) -> No
         f"fetches {facts['fetched_bytes'] / 1e6:.0f} MB, read amplification {facts['read_amplification']:.2f}",
         flush=True,
     )
-    print(
-        f"  {'source':<14}{'samples':>9}{'uses':>9}{'tokens':>11}{'targets':>10}{'patches':>10}{'fitted':>8}  dropped"
-    )
+    numbers = ("num_samples", "uses", "text_uses", "tokens", "targets", "patches", "fitted")
+    names = ("samples", "uses", "text", "tokens", "targets", "patches", "fitted")
+    print(f"  {'source':<14}{'weight':>8}" + "".join(f"{name:>11}" for name in names) + "  dropped")
     for row in plan.sources:
         drops = ", ".join(f"{count} {reason}" for reason, count in row["drops"].items()) or "-"
-        print(
-            f"  {row['name']:<14}{row['num_samples']:>9}{row['uses']:>9}{row['tokens']:>11}{row['targets']:>10}"
-            f"{row['patches']:>10}{row['fitted']:>8}  {drops}",
-            flush=True,
-        )
+        counted = "".join(f"{row[name]:>11}" for name in numbers)
+        print(f"  {row['name']:<14}{row['weight']:>8g}{counted}  {drops}", flush=True)
