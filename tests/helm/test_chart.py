@@ -70,6 +70,7 @@ def test_a_strict_server_takes_every_rendered_object(case: str) -> None:
         ("mlflow.image.digest=sha256:12", "mlflow/image/digest"),
         ("storage.endpoint=s3.example.com", "storage/endpoint"),
         ("mlflow.service.port=http", "mlflow/service/port"),
+        ("reaper.after=0", "reaper/after"),
         ("serviceAccounts.trainer.name=Not_A_Name", "serviceAccounts/trainer/name"),
     ],
 )
@@ -87,6 +88,21 @@ def test_the_launchers_rights_are_those_that_its_client_uses() -> None:
         for resource in rule["resources"]
     }
     assert granted == VERBS
+
+
+def test_the_reaper_runs_as_the_launcher_under_the_restricted_level_and_its_words_are_understood() -> None:
+    from k8s import reaper
+
+    job = one(rendered(), "CronJob")["spec"]["jobTemplate"]["spec"]
+    pod = job["template"]["spec"]
+    (container,) = pod["containers"]
+    assert pod["serviceAccountName"] == load_cluster("onprem").accounts.launcher
+    assert (job["backoffLimit"], pod["restartPolicy"], pod["automountServiceAccountToken"]) == (0, "Never", True)
+    assert pod["securityContext"]["runAsNonRoot"] is True and container["securityContext"]["capabilities"]["drop"]
+    assert container["command"] == ["python", "-m", reaper.__name__]
+    asked = reaper.parser().parse_args(container["args"])
+    assert (asked.namespace, asked.after) == ("qwenvl", 6)
+    assert not [each for each in rendered("", "--set", "reaper.enabled=false") if each["kind"] == "CronJob"]
 
 
 def test_the_trainers_account_has_no_rights_and_no_token() -> None:
