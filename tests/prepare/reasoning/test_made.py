@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,15 @@ import pytest
 from PIL import Image as Pil
 
 from pipelines.cli.data import funnel_table
+from pipelines.prepare.ingest import prepare_data
 from pipelines.prepare.preview.page import write_preview
+from pipelines.prepare.reasoning.annotate import export, take
 from pipelines.prepare.reasoning.made import make
 from pipelines.prepare.reasoning.mark import COLOUR
 from pipelines.prepare.reasoning.steps import steps_of
+from pipelines.prepare.stage import prepare_stage
 from pipelines.prepare.stored import problems
+from tests.prepare.builders import small_recipe
 from tests.prepare.curate.test_scores import Server, server
 from tests.prepare.reasoning.builders import (
     SIZE,
@@ -379,3 +384,32 @@ def test_the_preview_shows_the_reasoning_beside_the_action(tmp_path: Path, serve
     write_preview([Source.open(uri(tmp_path))], str(tmp_path / "page.html"), samples=4)
     page = (tmp_path / "page.html").read_text()
     assert all(text.split(",")[0] in page for text in GOOD.values())
+
+
+def test_a_recipe_with_reasoning_goes_from_files_to_a_plan_and_to_peoples_words(
+    prepared: str, tmp_path: Path, server: Server
+):
+    """The corpus' own walks and screens, through ingest, the judge, annotation, counts and a plan."""
+    writes(server, lambda action, step: f"{step} Nothing else on the page leads there, so I click on this entry.")
+    judge = f"{{url: '{server.url}', model: m}}"
+    recipe = small_recipe(
+        f'prepare.sources.reasoned={{format: reasoning, kind: agent, rendering: chat, path: "source://agents", '
+        f"reasoning: {{judge: {judge}, filters: {{max_of_step: 1}}}}}}",
+        "stages.stage2.data={reasoned: 1}",
+        "stages.stage2.schedule.steps=2",
+    )
+    shutil.copytree(Path(prepared) / "data", tmp_path / "data", copy_function=shutil.copy2)
+    prepare_data(recipe, str(tmp_path))
+    funnel = json.loads((tmp_path / "data" / "funnel.json").read_text())
+    agents, reasoned = funnel["agents"], funnel["reasoned"]
+    assert reasoned["train"]["kept"] == agents["train"]["kept"] and "held_out" not in reasoned
+    made_of = reasoned["train"]["made"]
+    assert made_of["steps reasoned"] > 10 and made_of["samples that are no trajectory"] > 5
+    assert made_of["steps"] == made_of["steps reasoned"] + made_of["steps without reasoning"]
+    assert made_of["answers inconsistent"] == made_of["steps without reasoning"], "an end is no opening"
+    plan = prepare_stage(recipe, "stage2", str(tmp_path))
+    assert {row["name"]: row["num_dropped"] for row in plan.sources} == {"reasoned": 0}
+    source = Source.open(uri(tmp_path))
+    export(source, str(tmp_path / "out"), samples=10_000)
+    found = take(source, str(tmp_path / "out" / "steps.jsonl"), str(tmp_path / "new"))
+    assert found["made"]["steps unchanged"] == made_of["steps reasoned"]
