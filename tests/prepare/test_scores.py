@@ -193,8 +193,10 @@ def test_what_verovio_does_not_read_in_abc_is_written_as_the_standard_says():
         + "<harmony><root><root-step>B</root-step><root-alter>-1</root-alter></root>"
         + "<kind>minor-seventh</kind></harmony>"
         + note("A4", 2, before='<grace slash="yes"/>')
-        + note("G4", 8, lyric("Ah"))
-        + note("A4", 8, '<lyric number="1"><extend/></lyric>'),
+        + note("G4", 4, lyric("Ah").replace("</lyric>", '<extend type="start"/></lyric>'))
+        + note("A4", 4)
+        + note("G4", 4, '<lyric number="1"><extend type="stop"/></lyric>')
+        + note("A4", 4),
         '<attributes><key><fifths>-3</fifths><mode>minor</mode></key><time symbol="cut"><beats>2</beats>'
         "<beat-type>2</beat-type></time><clef><sign>C</sign><line>3</line></clef></attributes>"
         '<barline location="left"><ending number="1" type="start"/></barline>'
@@ -218,11 +220,34 @@ def test_what_verovio_does_not_read_in_abc_is_written_as_the_standard_says():
     assert abc(score(upper, lower, names=("Violin", "Cello")), [2, 1]) == (
         "X:1\nT:\nM:4/4\nL:1/8\nQ:1/4=96\n%%score 1 (2 3)\n"
         'V:1 clef=treble name="Violin"\nV:2 clef=bass name="Cello"\nV:3 clef=bass\nK:G\n'
-        'V:1\n{/A}"^dolce""Bbm7"G4 A4 | [1 [K:Cm clef=alto] [M:C|] !<(!E4 !<)!D4 :|\nw: Ah_\n'
+        'V:1\n{/A}"^dolce""Bbm7"G2 A2 G2 A2 | [1 [K:Cm clef=alto] [M:C|] !<(!E4 !<)!D4 :|\nw: Ah__\n'
         "[2 C8 |\n"
         "V:2\nG,4 x4 | [1 [K:Cm] [M:C|] C,8 :|\n[2 C,8 |\n"
         "V:3\nx2 D,2 z4 | [1 [K:Cm] [M:C|] x8 :|\n[2 x8 |"
     )
+
+
+def test_brackets_and_braces_of_parts_are_told():
+    group = (
+        '<part-group number="{0}" type="start"><group-symbol>{1}</group-symbol>'
+        "<group-barline>{2}</group-barline></part-group>"
+    )
+    text = score(*[[FIRST + note("G4", 16)]] * 4, names=("A", "B", "C", "D"))
+    before = text.index('<score-part id="P1"')
+    after = text.index('<score-part id="P4"')
+    text = (
+        f"{text[:before]}{group.format(1, 'bracket', 'yes')}{group.format(2, 'brace', 'no')}{text[before:after]}"
+        f'<part-group number="2" type="stop"/><part-group number="1" type="stop"/>{text[after:]}'
+    )
+    assert "%%score [{1 | 2 | 3}] 4" in abc(text)
+    for wrong, told_so in (
+        ("line", "group-symbol line"),
+        ("bracket</group-symbol><group-name>x</group-name><group-symbol>", "group-name"),
+    ):
+        with pytest.raises(BadRow, match=told_so):
+            abc(text.replace("brace", wrong, 1))
+    with pytest.raises(BadRow, match="a stop of every"):
+        abc(text.replace('<part-group number="1" type="stop"/>', ""))
 
 
 def test_a_later_page_begins_with_what_holds_there():
@@ -248,6 +273,7 @@ FAULTS = {
     "unsupported: .*<note/cue>": FIRST + note("G4", 16, before="<cue/>"),
     "unsupported: .*<note/unpitched>": FIRST
     + "<note><unpitched/><duration>16</duration><voice>1</voice><type>whole</type></note>",
+    "unsupported: .*one that is not printed": FIRST + note("G4", 16).replace("<note>", '<note print-object="no">'),
     "unsupported: .*<notations/glissando>": FIRST + note("G4", 16, notations('<glissando type="start"/>')),
     "unsupported: .*<notations/shake>": FIRST + note("G4", 16, notations("<ornaments><shake/></ornaments>")),
     "unsupported: .*<direction-type/pedal>": FIRST + direction('<pedal type="start"/>') + note("G4", 16),

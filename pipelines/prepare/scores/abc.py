@@ -1,8 +1,8 @@
 """Voices of bars as a tune in ABC 2.1, a line of music for every system of the picture.
 
 One voice: X, T (empty: no title is drawn), M, L:1/8, Q, K with the clef, music. Several: %%score groups voices of a
-staff by ( ) and staves of a part by { }, V: names them, and the music of each follows its V:. Bars of a later page
-begin with the key, meter and clef that hold there. Chords have the length inside: [C2E2].
+staff by ( ), staves of a part by { }, parts as they are bracketed; V: names them, and the music of each follows its V:.
+Bars of a later page begin with the key, meter and clef that hold there. Chords have the length inside: [C2E2].
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from pipelines.prepare.formats.rows import BadRow
+from pipelines.prepare.scores.notes import Syllable
 from pipelines.prepare.scores.score import Bar, Score, Voice
 
 
@@ -31,7 +32,7 @@ def abc_of(score: Score, systems: Sequence[int] | None = None, first: int = 0) -
     if len(score.voices) == 1:
         clef = "" if start.clef == "treble" else f" clef={start.clef}"
         return "\n".join([*head, f"K:{start.key}{clef}", *_lines(score.voices[0], counts, first)])
-    head.append(f"%%score {_braces(score.voices)}")
+    head.append(f"%%score {_braces(score)}")
     head += [_voice(number, voice, first) for number, voice in enumerate(score.voices, 1)]
     body: list[str] = []
     for number, voice in enumerate(score.voices, 1):
@@ -46,15 +47,19 @@ def _voice(number: int, voice: Voice, first: int) -> str:
     return f"V:{number} clef={voice.bars[first].clef}{named}{short}"
 
 
-def _braces(voices: Sequence[Voice]) -> str:
-    numbered = list(enumerate(voices, 1))
+def _braces(score: Score) -> str:
+    numbered = list(enumerate(score.voices, 1))
     found = []
-    for _, of_part in groupby(numbered, key=lambda item: item[1].part):
+    for part, of_part in groupby(numbered, key=lambda item: item[1].part):
         staves = []
         for _, of_staff in groupby(of_part, key=lambda item: item[1].staff):
             names = " ".join(str(number) for number, _ in of_staff)
             staves.append(f"({names})" if " " in names else names)
-        found.append(f"{{{' '.join(staves)}}}" if len(staves) > 1 else staves[0])
+        named = f"{{{' '.join(staves)}}}" if len(staves) > 1 else staves[0]
+        opens = "".join(group.signs[0] for group in score.groups if group.first == part)
+        closes = "".join(group.signs[1] for group in reversed(score.groups) if group.last == part)
+        through = any(group.through and group.first <= part < group.last for group in score.groups)
+        found.append(f"{opens}{named}{closes}{' |' if through else ''}")
     return " ".join(found)
 
 
@@ -99,16 +104,18 @@ def _events(bar: Bar) -> str:
 
 
 def _words(bars: Sequence[Bar]) -> list[str]:
-    """A w: line for every verse: a syllable for every note, * where it has none."""
+    """A w: line for every verse: a syllable for every note, _ where one is held, * where there is none."""
     sung = [event.syllables for bar in bars for event in bar.events if event.syllables is not None]
     verses = sorted({verse for syllables in sung for verse in syllables})
-    return [f"w: {_joined([syllables.get(verse, '*') for syllables in sung])}".rstrip(" *") for verse in verses]
+    return [f"w: {_joined([syllables.get(verse) for syllables in sung])}".rstrip(" *") for verse in verses]
 
 
-def _joined(syllables: Sequence[str]) -> str:
+def _joined(syllables: Sequence[Syllable | None]) -> str:
     """A blank between words; none after the hyphen of a word that goes on, nor before the sign of a held note."""
-    text = ""
-    for syllable in syllables:
+    text, held = "", False
+    for found in syllables:
+        syllable = found.text if found and found.text else "_" if held or found else "*"
+        held = found.held if found else held
         apart = bool(text) and syllable != "_" and not (text.endswith("-") and not text.endswith("\\-"))
         text += f" {syllable}" if apart else syllable
     return text

@@ -85,10 +85,10 @@ def meter_of(time: ET.Element, where: str) -> str:
     only(time, ("beats", "beat-type", "senza-misura"), where)
     if time.find("senza-misura") is not None:
         return "none"
-    symbol = {"common": "C", "cut": "C|"}.get(time.get("symbol", ""))
     if len(time.findall("beats")) != 1:
         raise unsupported("time of several beats", where)
-    return symbol or f"{text_of(time, 'beats')}/{text_of(time, 'beat-type')}"
+    written = f"{text_of(time, 'beats')}/{text_of(time, 'beat-type')}"
+    return {("common", "4/4"): "C", ("cut", "2/2"): "C|"}.get((time.get("symbol", ""), written), written)
 
 
 def clef_of(clef: ET.Element, where: str) -> str:

@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import NamedTuple
 
 from pipelines.prepare.formats.rows import BadRow
 from pipelines.prepare.scores.marks import SIGNS, note_value, only, text_of, unsupported
@@ -27,6 +28,13 @@ ORNAMENTS = {
 TECHNICAL = {"up-bow": "!upbow!", "down-bow": "!downbow!", "open-string": "!open!", "stopped": "!plus!"}
 
 
+class Syllable(NamedTuple):
+    text: str
+    """As it stands in w:, with a hyphen where its word goes on; empty where the one before is held."""
+    held: bool
+    """A line behind it goes on under the next notes."""
+
+
 @dataclass
 class Event:
     """A note, chord or rest with its place in the bar, in quarters."""
@@ -36,8 +44,8 @@ class Event:
     text: str
     joined: bool = False
     """Beamed with the next one."""
-    syllables: dict[int, str] | None = None
-    """Verse -> syllable as it stands in w:; None of what takes none (rests)."""
+    syllables: dict[int, Syllable] | None = None
+    """By verse; None of what takes none (rests)."""
 
 
 @dataclass
@@ -118,8 +126,8 @@ def grace_text(groups: Sequence[Sequence[ET.Element]], altered: Alterations, whe
 
 def _letter(note: ET.Element, altered: Alterations, where: str, *, alone_on_staff: bool) -> str:
     only(note, KNOWN, where)
-    if note.find("pitch") is None:
-        raise unsupported("note without pitch", where)
+    if note.find("pitch") is None or note.get("print-object") == "no":
+        raise unsupported("note without pitch, or one that is not printed", where)
     step, octave = text_of(note, "pitch/step"), int(text_of(note, "pitch/octave"))
     alter = Fraction(text_of(note, "pitch/alter", "0"))
     if alter not in SIGNS or step not in "ABCDEFG":
@@ -172,9 +180,9 @@ def _decoration(mark: ET.Element, table: dict[str, str], where: str) -> str:
 # ---------------------------------------------------------------- words
 
 
-def syllables_of(note: ET.Element, where: str) -> dict[int, str]:
-    """Verse -> what w: has at this note: `syl`, `syl-` before the next one of its word, `_` where one is held."""
-    found: dict[int, str] = {}
+def syllables_of(note: ET.Element, where: str) -> dict[int, Syllable]:
+    """By verse."""
+    found: dict[int, Syllable] = {}
     for lyric in note.findall("lyric"):
         only(lyric, ("syllabic", "text", "extend", "end-line", "end-paragraph"), where)
         if len(lyric.findall("text")) > 1:
@@ -186,5 +194,7 @@ def syllables_of(note: ET.Element, where: str) -> dict[int, str]:
             raise unsupported(f"lyric {words!r}: signs that mean something in w:", where)
         plain = words.replace("-", "\\-").replace(" ", "~")
         more = "-" if text_of(lyric, "syllabic", "single") in ("begin", "middle") else ""
-        found[int(lyric.get("number", "1"))] = f"{plain}{more}" if plain else "_"
+        extend = lyric.find("extend")
+        held = extend is not None and extend.get("type") != "stop"
+        found[int(lyric.get("number", "1"))] = Syllable(f"{plain}{more}" if plain else "", held)
     return found

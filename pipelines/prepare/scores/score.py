@@ -12,6 +12,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import NamedTuple
 
 from pipelines.prepare.formats.rows import BadRow
 from pipelines.prepare.scores import marks
@@ -32,6 +33,7 @@ BAR = (
     *("note", "backup", "forward", "direction", "attributes", "harmony", "barline", "print", "sound"),
     *("bookmark", "link", "grouping"),
 )
+SYMBOLS = {"bracket": ("[", "]"), "brace": ("{", "}"), "none": ("", "")}
 LARGEST_VALUE = 10**6
 """Of a number in a score: a bar longer than any music would be filled with rests."""
 
@@ -63,11 +65,24 @@ class Voice:
     bars: list[Bar] = field(default_factory=list)
 
 
+class Group(NamedTuple):
+    """Parts that a bracket or brace joins, counted from 1."""
+
+    signs: tuple[str, str]
+    """How %%score opens and closes it; nothing where nothing is drawn."""
+    first: int
+    last: int
+    through: bool
+    """Barlines go through all of them."""
+
+
 @dataclass
 class Score:
     voices: list[Voice]
     spans: list[tuple[str, int, int]]
     """(slur or wedge, bar where it begins, bar where it ends)"""
+    groups: list[Group]
+    """The outermost first."""
 
     @property
     def num_bars(self) -> int:
@@ -98,7 +113,26 @@ def read_score(root: ET.Element) -> Score:
         raise BadRow("wrong-form", "parts of one number of measures, with notes", f"{sorted(counts)} measures")
     for bars in zip(*(voice.bars for voice in voices), strict=True):
         _agree(bars)
-    return Score(voices, spans)
+    return Score(voices, spans, _groups(root.find("part-list")))
+
+
+def _groups(listed: ET.Element | None) -> list[Group]:
+    found, open_groups, part = [], {}, 0
+    for item in listed if listed is not None else ():
+        part += item.tag == "score-part"
+        if item.tag == "part-group" and item.get("type") == "start":
+            marks.only(item, ("group-symbol", "group-barline", "footnote", "level"), "the list of parts")
+            symbol = marks.text_of(item, "group-symbol", "none")
+            if symbol not in SYMBOLS:
+                raise marks.unsupported(f"group-symbol {symbol}", "the list of parts")
+            through = marks.text_of(item, "group-barline", "no") == "yes"
+            open_groups[item.get("number", "1")] = (SYMBOLS[symbol], part + 1, through)
+        elif item.tag == "part-group" and item.get("number", "1") in open_groups:
+            signs, first, through = open_groups.pop(item.get("number", "1"))
+            found.append(Group(signs, first, part, through))
+    if open_groups:
+        raise BadRow("wrong-form", "a stop of every <part-group>", f"none of {', '.join(open_groups)}")
+    return sorted(reversed(found), key=lambda group: group.first - group.last)
 
 
 def _agree(bars: tuple[Bar, ...]) -> None:
