@@ -43,7 +43,7 @@ class Closing:
 
 def log_funnel(client: Any, run: str, out: str) -> None:
     """data/funnel.json as an artifact, and its counts as metrics: funnel.SOURCE.SPLIT.read, kept, refused, and where
-    the source was curated curated.kept and dropped.FILTER."""
+    the source was curated curated.kept, dropped.FILTER and, of conversations, domain.DOMAIN.SUB_DOMAIN (kept)."""
     try:
         funnel = storage.read_json(storage.join(out, "data", "funnel.json"))
     except FileNotFoundError:
@@ -59,6 +59,8 @@ def log_funnel(client: Any, run: str, out: str) -> None:
             if curated := found.get("curated"):
                 values[f"{at}.curated.kept"] = curated["kept"]
                 values |= {f"{at}.dropped.{name}": count for name, count in curated["dropped"].items()}
+                for domain, counts in curated.get("domains", {}).items():
+                    values |= {f"{at}.domain.{domain}.{name}": one["kept"] for name, one in counts.items()}
     stamp = int(time.time() * 1000)
     metrics = [Metric(name, float(value), stamp, 0) for name, value in values.items()]
     for first in range(0, len(metrics), 900):

@@ -272,7 +272,7 @@ def _pictures(facts: Facts) -> str:
 
 
 def _sampling(facts: Facts) -> str:
-    names = ("requests", "answers", "correct", "incorrect", "unfinished", "errors", "repeated", "kept")
+    names = ("requests", "answers", "correct", "incorrect", "unfinished", "errors", "repeated", "refused", "kept")
     rows = [
         [escape(f"prepare-{stage}"), *(_number(found.get(name)) for name in names)]
         for stage, found in facts.sampling.items()
@@ -281,6 +281,9 @@ def _sampling(facts: Facts) -> str:
     for stage, found in facts.sampling.items():
         tasks = found.get("of_task", {})
         columns = sorted({name for counts in tasks.values() for name in counts})
+        if refused := found.get("of_check"):
+            told = ", ".join(f"{escape(check)} {count:,}" for check, count in refused.items())
+            tables += f"<p class='quiet'>prepare-{escape(stage)}: correct answers refused by {told}.</p>"
         if tasks:
             lines = [
                 [escape(task), *(_number(counts.get(name, 0)) for name in columns)] for task, counts in tasks.items()
@@ -369,10 +372,18 @@ def _curated(facts: Facts) -> str:
             limit = next((one["threshold"] for one in found["examples"].get(reason, [])), "")
             rows.append([escape(reason), escape(limit), _number(count), _number(left), ", ".join(shown)])
         kept = ", ".join(escape(one) for one in found.get("kept_examples", []))
-        judge = ", ".join(f"{count} {what}" for what, count in found.get("judge", {}).items())
-        told = f"Kept {found['kept']:,} of {found['read']:,}: {kept}" + (f". Judge: {judge}" if judge else "")
+        told = f"Kept {found['kept']:,} of {found['read']:,}: {kept}"
+        for who in ("judge", "domain_judge", "quality_judge"):
+            counts = ", ".join(f"{count} {what}" for what, count in found.get(who, {}).items())
+            told += f". {who.replace('_', ' ').capitalize()}: {counts}" if counts else ""
         parts += f"<h3>{escape(name)}, curated</h3>" + _table(("filter", "stays", "dropped", "left", "examples"), rows)
         parts += f"<p class='quiet'>{told}</p>"
+        lines: list[list[Cell]] = [
+            [escape(domain), escape(sub_domain), _number(counts["read"]), _number(counts["kept"])]
+            for domain, section in found.get("domains", {}).items()
+            for sub_domain, counts in section.items()
+        ]
+        parts += _table(("domain", "sub-domain", "read", "kept"), lines, numbers=2) if lines else ""
     return parts
 
 

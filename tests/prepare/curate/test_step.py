@@ -187,3 +187,25 @@ def test_the_same_request_again_does_nothing(tmp_path: Path, capsys: pytest.Capt
     recipe = a_recipe("{clean: {min_words: 1}}")
     first = curate(recipe, str(tmp_path))
     assert curate(recipe, str(tmp_path)) == first and "already there (1 of 2 kept)" in capsys.readouterr().out
+
+
+CONVERSATIONS = "prepare.sources.instructions.curate={instructions: {limits: {max_repetition: 0.3, max_malformed: 0}}}"
+
+
+def test_conversations_of_a_run_are_labelled_in_funnel_report_and_mlflow(run: str):
+    from mlflow.tracking import MlflowClient
+
+    prepare_data(small_recipe(ASKED, CONVERSATIONS), run)
+    found = storage.read_json(f"{run}/data/funnel.json")["instructions"]["train"]["curated"]
+    assert found["read"] == 160 and found["dropped"]["instructions.max_malformed"] == 0
+    counted = {name: one for section in found["domains"].values() for name, one in section.items()}
+    assert sum(one["read"] for one in counted.values()) == 160 and {"Counting", "Grounding_and_Space"} <= set(counted)
+    write_report(run)
+    page = Path(run, "report.html").read_text()
+    assert "instructions.max_repetition" in page and "Grounding_and_Space" in page
+    client = MlflowClient(f"sqlite:///{run}/mlflow.db")
+    experiment = client.create_experiment("domains", artifact_location=Path(run, "artifacts").as_uri())
+    number = client.create_run(experiment).info.run_id
+    tracking.log_funnel(client, number, run)
+    metrics = client.get_run(number).data.metrics
+    assert metrics["funnel.instructions.train.domain.Vision.Counting"] == counted["Counting"]["kept"] > 0
