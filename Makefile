@@ -16,7 +16,7 @@ WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
 # The environment is made again when what it is made from changes.
 STAMP := $(VENV)/.ready-$(shell cat pyproject.toml constraints.txt Makefile | sha256sum | cut -c1-12)$(TORCH_BACKEND)
 
-.PHONY: help setup run families ui test test-extended test-cluster cluster-up cluster-down verify check bench format generated refresh-schemas constraints clean
+.PHONY: help setup run families ui test test-extended test-cluster test-kfp cluster-up cluster-down verify check bench format generated refresh-schemas constraints clean
 
 help: ## what there is
 	@echo "make TARGET [NAME=value]"
@@ -76,6 +76,9 @@ test-extended: $(STAMP) ## every family on two and three ranks, its recipe, and 
 test-cluster: $(STAMP) ## stages on a real Kubernetes of our own, or on KUBECONFIG's: make test-cluster [PYTEST_ARGS="-k queue"]
 	@[ -n "$$KUBECONFIG" ] || $(BIN)/python -m tests.cluster doctor --strict
 	$(BIN)/python -m pytest -m cluster tests/cluster $(PYTEST_ARGS)
+
+test-kfp: $(STAMP) ## the tiny recipe on a real Kubeflow Pipelines (tests/kfp): KFP_ENDPOINT=... KUBECONFIG=... KFP_CLUSTER=... KFP_OUT=...
+	$(BIN)/python -m pytest -m kfp tests/kfp $(PYTEST_ARGS)
 
 cluster-up: $(STAMP) ## our own Kubernetes, kept until cluster-down: python -m tests.cluster kubectl ... talks to it
 	$(BIN)/python -m tests.cluster up
