@@ -59,6 +59,7 @@ def pod_template(pod: Pod) -> Json:
         "serviceAccountName": cluster.accounts.trainer,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
+        "shareProcessNamespace": _ends_by_default(pod.command) or None,
         "terminationGracePeriodSeconds": cluster.grace.termination_s,
         "nodeSelector": dict(pool.labels),
         "tolerations": _tolerations(pod),
@@ -79,6 +80,12 @@ def pod_template(pod: Pod) -> Json:
     }
     metadata = {"labels": {**cluster.labels, **pod.labels}, "annotations": _annotations(pod)}
     return {"metadata": without_empty(metadata), "spec": without_empty(spec)}
+
+
+def _ends_by_default(command: Command) -> bool:
+    """Whether SIGTERM shall do what it does to any process: as process 1 of its namespace a program without a handler
+    never sees it, and a removed pod holds its node for the whole grace. trainer/launch.py has a handler."""
+    return bool(command.argv) and "trainer.launch" not in command.argv
 
 
 def without_empty(mapping: Json) -> Json:

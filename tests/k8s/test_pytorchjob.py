@@ -138,6 +138,16 @@ def test_kubeflows_own_models_read_and_write_the_job_without_loss(name: str) -> 
 # ---------------------------------------------------------------- what every job has
 
 
+def test_programs_without_a_signal_handler_are_not_process_1() -> None:
+    """As process 1 they would never see SIGTERM, and a removed pod would hold its node for the whole grace."""
+    run, cluster = RUN, a_cluster()
+    jobs = {one.job["metadata"]["labels"][names.STEP]: one.job for one in rendered(a_recipe(), "test", run)}
+    shared = {step for step, job in jobs.items() if pod(job).get("shareProcessNamespace")}
+    stages = set(a_recipe().stages.named())
+    assert shared == jobs.keys() - stages and {"prepare-data", "init", "export"} <= shared
+    assert "shareProcessNamespace" not in pod(a_stage(cluster=cluster).job)
+
+
 def test_a_stage_is_a_worker_only_elastic_job_that_never_restarts_by_itself() -> None:
     spec = a_stage().job["spec"]
     assert list(spec["pytorchReplicaSpecs"]) == ["Worker"]
