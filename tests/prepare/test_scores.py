@@ -227,6 +227,24 @@ def test_what_verovio_does_not_read_in_abc_is_written_as_the_standard_says():
     )
 
 
+def test_the_staves_of_a_piano_are_voices_in_a_brace():
+    head = (
+        FIRST.replace("<clef>", "<staves>2</staves><clef>", 1)
+        .replace("</attributes>", '<clef number="2"><sign>F</sign><line>4</line></clef></attributes>')
+        .replace("<clef><sign>G", '<clef number="1"><sign>G')
+    )
+    right = note("G4", 8, "<staff>1</staff>") + note("A4", 8, "<staff>1</staff>")
+    left = note("G2", 16, "<staff>2</staff>", voice=5)
+    below = direction("<words>ped</words>", "<staff>2</staff>", "below")
+    text = abc(score([head + right + "<backup><duration>16</duration></backup>" + below + left], names=("Piano",)))
+    assert text == (
+        'X:1\nT:\nM:4/4\nL:1/8\n%%score {1 2}\nV:1 clef=treble name="Piano"\nV:2 clef=bass\nK:G\n'
+        'V:1\nG4 A4 |\nV:2\n"_ped"G,,8 |'
+    )
+    with pytest.raises(BadRow, match="voice 1 on several staves"):
+        abc(score([head + right + note("B4", 4, "<staff>2</staff>")]))
+
+
 def test_brackets_and_braces_of_parts_are_told():
     group = (
         '<part-group number="{0}" type="start"><group-symbol>{1}</group-symbol>'

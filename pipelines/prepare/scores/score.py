@@ -132,7 +132,8 @@ def _groups(listed: ET.Element | None) -> list[Group]:
             found.append(Group(signs, first, part, through))
     if open_groups:
         raise BadRow("wrong-form", "a stop of every <part-group>", f"none of {', '.join(open_groups)}")
-    return sorted(reversed(found), key=lambda group: group.first - group.last)
+    found.reverse()  # of two around the same parts the one that ends later is the outer one
+    return sorted(found, key=lambda group: group.first - group.last)
 
 
 def _agree(bars: tuple[Bar, ...]) -> None:
