@@ -14,9 +14,11 @@ import regex
 from pipelines.prepare.curate.content import words_of
 from pipelines.prepare.curate.signals import blocked_words, duplicate_ngram
 
-VERSION = 1
+VERSION = 2
 FULL_SENTENCE = 12
 """Words from which on an answer in prose ends with a mark of punctuation; shorter ones are names, numbers, labels."""
+LAST_SENTENCE = 5
+"""Words of a last line that is a sentence and no name, heading or code."""
 LOOP_TIMES = 3
 LOOP_WORDS = 8
 OPEN_ENDS = frozenset(
@@ -26,6 +28,7 @@ OPEN_ENDS = frozenset(
     )
 )  # fmt: skip
 TERMINAL = regex.compile(r"""[.!?…。！？；;:：)）\]}>»”’"'`*_~|$%°\p{Emoji_Presentation}]\s*$""")
+ENDED = regex.compile(r"https?://\S+$|\d$")
 LIST_LINE = regex.compile(r"^\s*(?:[-*+•·–]|\d+[.)、]|[A-Za-z][.)]|#+|\||>)\s*")
 FENCE = regex.compile(r"^[ \t]*(```|~~~)", regex.MULTILINE)
 FENCED = regex.compile(r"^[ \t]*```(\w*)[^\n]*\n(.*?)^[ \t]*```", regex.MULTILINE | regex.DOTALL)
@@ -66,7 +69,8 @@ def looped(words: Sequence[str]) -> float:
 
 def is_incomplete(text: str) -> bool:
     """Whether an answer breaks off: an open block of code, a comma, dash or conjunction at its end, or prose of a
-    dozen words whose last line ends without a mark. Items of lists and tables may end as they like."""
+    dozen words whose last line is a sentence without a mark. Items of lists, tables, code, headings and names may end
+    as they like."""
     text = text.strip()
     if len(FENCE.findall(text)) % 2:
         return True
@@ -78,9 +82,11 @@ def is_incomplete(text: str) -> bool:
     words = words_of(text)
     if words[-1].lower() in OPEN_ENDS and len(words) > 3:
         return True
-    if len(words) < FULL_SENTENCE or LIST_LINE.match(last) or TERMINAL.search(last):
+    if len(words) < FULL_SENTENCE or LIST_LINE.match(last) or TERMINAL.search(last) or ENDED.search(last):
         return False
-    return not regex.search(r"https?://\S+$|\d$|```$", last)
+    ending = [word.strip("\"'(),;:") for word in words_of(last)]
+    plain = sum(bool(regex.fullmatch(r"[\p{L}'’-]+", word)) for word in ending)
+    return len(ending) >= LAST_SENTENCE and plain >= 0.8 * len(ending)
 
 
 def malformed(text: str) -> int:
