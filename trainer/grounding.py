@@ -174,8 +174,9 @@ def problems_of(sources: Mapping[str, Any]) -> list[str]:
 
 
 def is_made(source: Any) -> bool:
-    """Whether a source is made from others (grounding; trainer/reasoning.py), after these are there and curated."""
-    return source.grounding is not None or source.reasoning is not None
+    """Whether a source is made from others (grounding; trainer/reasoning.py, captioning.py), after these are there and
+    curated."""
+    return any(part is not None for part in (source.grounding, source.reasoning, source.captioning))
 
 
 def made_in_order(sources: Mapping[str, Any]) -> list[str]:

@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
-from trainer import curation, grounding, reasoning
+from trainer import captioning, curation, grounding, reasoning
+from trainer.captioning import Captioning
 from trainer.curation import Checks, Curate
 from trainer.fields import Strict, execution, note, result
 from trainer.grounding import Grounding
@@ -115,6 +116,8 @@ class Source(Strict):
     """With the format grounding: what is made from the samples of another source (trainer/grounding.py)."""
     reasoning: Reasoning | None = result(None, later=True)
     """With the format reasoning: what a judge writes for the steps of another source (trainer/reasoning.py)."""
+    captioning: Captioning | None = result(None, later=True)
+    """With the format video_captions: what a model writes about long videos of another (trainer/captioning.py)."""
 
 
 class Prepare(Strict):
@@ -416,6 +419,7 @@ class Recipe(Strict):
             [name for name, source in sources.items() if grounding.is_made(source)],
         )
         problems += grounding.problems_of(sources) + reasoning.problems_of(sources)
+        problems += captioning.problems_of(sources)
         if problems:
             raise ValueError("\n".join(problems))
         return self

@@ -47,7 +47,7 @@ from trainer.resolve import digest
 VERSION = 4
 """Raised when the same rows give other samples than before: sources are made again."""
 BLOCK_ROWS = 256
-NOT_OF_ROWS = {"licence", "path", "held_out", "media", "rendering", "curate", "grounding", "reasoning"}
+NOT_OF_ROWS = {"licence", "path", "held_out", "media", "rendering", "curate", "grounding", "reasoning", "captioning"}
 """Fields of a source that shards do not depend on (the files behind path and media count by what they hold)."""
 BLOCK_BYTES = 256 * 2**20
 """Of media in one block of rows, above one row."""
@@ -107,13 +107,23 @@ def prepare_data(recipe: Recipe, out: str) -> None:
     for name, curated in curate(recipe, out).items():
         funnel[name]["train"] = {**funnel[name]["train"], "curated": curated}
     for name in made_in_order(recipe.prepare.sources):
-        from pipelines.prepare.grounding import made as questions
-        from pipelines.prepare.reasoning import made as reasoned
-
-        asked = recipe.prepare.sources[name].reasoning is not None
-        funnel[name] = reasoned.make(recipe, out, name) if asked else questions.make(recipe, out, name, engine)
+        funnel[name] = _made(recipe, out, name, engine)
     storage.write_json(storage.join(out, "data", "funnel.json"), funnel)
     prepare_tokenizer(recipe, out)
+
+
+def _made(recipe: Recipe, out: str, name: str, engine: list[Engine]) -> dict[str, dict[str, Any]]:
+    """One source that is made from others."""
+    from pipelines.prepare.captioning import made as captioned
+    from pipelines.prepare.grounding import made as questions
+    from pipelines.prepare.reasoning import made as reasoned
+
+    source = recipe.prepare.sources[name]
+    if source.reasoning is not None:
+        return reasoned.make(recipe, out, name)
+    if source.captioning is not None:
+        return captioned.make(recipe, out, name)
+    return questions.make(recipe, out, name, engine)
 
 
 def prepare_corpus(recipe: Recipe, out: str) -> None:

@@ -1,0 +1,221 @@
+"""Sources of the format `video_captions`: long videos of another source with captions made level by level
+(trainer/captioning.py has the settings). Called by prepare_data after that source is there and curated.
+
+    make(recipe, out, name) -> {split: {read, kept, bad, examples, made, judge}}
+
+A sample asks for a description, whose answer is the caption of the whole video, and for the events with their times.
+`bad` counts samples that are left out; `made` captions by level. Answers are recorded below
+OUT/data/answers/captioning/NAME: given these the same shards come out, and a run that was killed asks only for what is
+missing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from typing import Any
+
+from pipelines.prepare.captioning import levels
+from pipelines.prepare.captioning.levels import Caption, Part, Uncaptioned
+from pipelines.prepare.curate.asking import Asking, judge_facts
+from pipelines.prepare.curate.record import Record
+from pipelines.prepare.formats.events import LIST, Event
+from pipelines.prepare.formats.rows import message, text
+from pipelines.prepare.grounding.annotated import samples_of
+from pipelines.prepare.resumable import ResumableShards, stored
+from trainer import storage
+from trainer.captioning import Captioning
+from trainer.data import kept
+from trainer.data.sample import Sample
+from trainer.data.shards import ShardReader, Source
+from trainer.errors import DataError, MediaError
+from trainer.fields import identity
+from trainer.grounding import origin_of
+from trainer.recipe import Recipe
+from trainer.resolve import digest
+
+VERSION = 1
+"""Raised when the same answers give other samples than before."""
+DESCRIBE = "Describe this video from its beginning to its end."
+SHOWN = 5
+Json = dict[str, Any]
+
+
+def make(recipe: Recipe, out: str, name: str) -> dict[str, Json]:
+    """All splits of one source.
+
+    Raises:
+        DataError: the endpoint does not answer, too many requests without a valid answer, or nothing is left.
+    """
+    source = recipe.prepare.sources[name]
+    paths = [("train", source.path), *([("held_out", source.held_out)] if source.held_out else [])]
+    return {split: _split(recipe, out, name, split, str(origin_of(path))) for split, path in paths}
+
+
+def _split(recipe: Recipe, out: str, name: str, split: str, origin: str) -> Json:
+    started = time.monotonic()
+    asked = recipe.prepare.sources[name].captioning
+    assert asked is not None
+    source = Source.open(storage.join(out, "data", "sources", origin, split), keep_indexes=1)
+    settings = {**identity(asked), "judge": judge_facts(asked.judge)}
+    about = {"name": name, "split": split, "seed": recipe.seed, "settings": settings, "from": kept.data_digest(source)}
+    key = digest({"version": [VERSION, levels.VERSION], **about})
+    target = storage.join(out, "data", "sources", name, split)
+    if (found := stored(target, key)) is not None:
+        print(f"captioning: {name}/{split} is already there ({found['kept']} videos)", flush=True)
+        return found
+    made = ResumableShards(target, key=key, shard_bytes=recipe.prepare.shard_bytes)
+    tally = Tally() if made.counts is None else Tally.from_json(made.counts)
+    record = Record(storage.join(out, "data", "answers", "captioning", name))
+    at = f"prepare.sources.{name}.captioning.judge"
+    asking = Asking(asked.judge, record, levels.parse, seed=recipe.seed, field=at)
+    try:
+        _write(source, made, tally, asking, asked, name)
+        if not tally.kept:
+            got = ", ".join(f"{count} {what}" for what, count in tally.bad.items()) or "none read"
+            do = f"look at the counts; videos below {asked.min_duration_s:g} s are left out (captioning.min_duration_s)"
+            where = f"prepare.sources.{name} ({split})"
+            raise DataError("no video was captioned", where=where, expected="at least one", got=got, do=do)
+        funnel = {**tally.as_json(), "judge": facts(asking)}
+        made.finish(funnel, source=name, split=split)
+    except DataError:
+        made.discard()
+        raise
+    except BaseException:
+        made.stop()
+        raise
+    told = ", ".join(f"{count:,} {what}" for what, count in sorted({**tally.bad, **tally.made}.items()))
+    print(f"captioning: {name}/{split} {tally.kept} videos ({told}; {time.monotonic() - started:.1f} s)", flush=True)
+    return funnel
+
+
+@dataclass
+class Tally:
+    """What became of samples, and captions by level."""
+
+    read: int = 0
+    kept: int = 0
+    bad: Counter[str] = field(default_factory=Counter)
+    made: Counter[str] = field(default_factory=Counter)
+    examples: list[str] = field(default_factory=list)
+
+    def as_json(self) -> Json:
+        counts = {"bad": dict(sorted(self.bad.items())), "made": dict(sorted(self.made.items()))}
+        return {"read": self.read, "kept": self.kept, **counts, "examples": list(self.examples)}
+
+    @classmethod
+    def from_json(cls, content: Json) -> Tally:
+        return cls(**{**content, "bad": Counter(content["bad"]), "made": Counter(content["made"])})
+
+    def leave_out(self, sample: Sample, reason: str, told: object = "") -> None:
+        self.bad[reason] += 1
+        if told and len(self.examples) < SHOWN:
+            self.examples.append(f"{sample.source}/{sample.id}: {reason}: {told}")
+
+
+def _write(
+    source: Source, made: ResumableShards, tally: Tally, asking: Asking[Caption], asked: Captioning, name: str
+) -> None:
+    reader = ShardReader(source)
+    expected = sum(_num_frames(sample, asked) for _, _, sample in samples_of(source))
+    try:
+        for shard, row, sample in islice(samples_of(source), made.num_items, None):
+            before = tally.as_json()
+            files: list[bytes] = []
+            found = _captioned(sample, partial(_file, reader, shard, row, files), asking, asked, tally)
+            _check(asking, asked, expected)
+            if found is None:
+                made.add([], counts=lambda counts=before: counts)
+            else:
+                written = _sample(sample, found, asked, name, asking.model)
+                made.add([(written, [_file(reader, shard, row, files)])], counts=lambda counts=before: counts)
+                print(f"captioning: {name} {sample.id}, {len(found[0])} segments", flush=True)
+            tally.read += 1
+            tally.kept += found is not None
+    finally:
+        reader.close()
+
+
+def _file(reader: ShardReader, shard: int, row: int, files: list[bytes]) -> bytes:
+    """The sample's video, read once."""
+    if not files:
+        files += reader.media(shard, row)
+    return files[0]
+
+
+def _captioned(
+    sample: Sample, read: partial[bytes], asking: Asking[Caption], asked: Captioning, tally: Tally
+) -> list[list[Part]] | None:
+    """The levels, or None: why is counted."""
+    if [item.kind for item in sample.media] != ["video"]:
+        tally.leave_out(sample, "not-one-video")
+        return None
+    if sample.media[0].duration_s < asked.min_duration_s:
+        tally.leave_out(sample, "short")
+        return None
+    try:
+        found = levels.caption(sample.media[0], read, asked, asking)
+    except Uncaptioned as error:
+        found = None
+        tally.leave_out(sample, "without-caption", error)
+    except MediaError as error:
+        found = None
+        tally.leave_out(sample, "damaged-media", error.what)
+    if found is not None:
+        tally.made["captions of segments"] += len(found[0])
+        tally.made["captions above"] += sum(map(len, found[1:]))
+    return found
+
+
+def _num_frames(sample: Sample, asked: Captioning) -> int:
+    """Requests about frames of a sample; those above are a few more."""
+    if [item.kind for item in sample.media] != ["video"] or sample.media[0].duration_s < asked.min_duration_s:
+        return 0
+    return len(levels.segments(sample.media[0].duration_s, asked.segment_s)) * asked.frames_per_segment
+
+
+def _check(asking: Asking[Caption], asked: Captioning, expected: int) -> None:
+    """A request that no answer came to is no answer: the next run makes it again. Raises DataError."""
+    counts, most = asking.counts, asked.judge.max_failed
+    missing = counts.unanswered
+    if not missing and counts.failed <= most * expected:
+        return
+    told = "\n    ".join(counts.errors[-3:]) or "answers of another form than asked for"
+    raise DataError(
+        "captions that no answer came for" if missing else "too many captions without a valid answer",
+        where=asking.field,
+        expected="an answer to every request" if missing else f"at most {most:.2%} of {expected}",
+        got=f"{missing or counts.failed}\n    {told}",
+        do="look at the endpoint, judge.max_tokens and judge.max_failed; run again: answers are recorded",
+    )
+
+
+def facts(asking: Asking[Caption]) -> Json:
+    """What asking took in this run."""
+    names = ("asked", "recorded", "malformed", "unanswered", "failed")
+    return {name: getattr(asking.counts, name) for name in names}
+
+
+def _sample(sample: Sample, found: list[list[Part]], asked: Captioning, name: str, model: str) -> Sample:
+    """The video with a description and its events, which are written with times as the variant picks."""
+    listed = [Event(one.caption, one.start_s, one.end_s).as_object() for one in levels.events(found, asked.max_events)]
+    told = {"part": "objects", "media": 0, "objects": listed, "form": "any"}
+    turns = [
+        message("user", {"part": "video", "media": 0}, text(DESCRIBE)),
+        message("assistant", text(found[-1][0].caption)),
+        message("user", text(LIST)),
+        message("assistant", told),
+    ]
+    content = {
+        "id": sample.id,
+        "source": name,
+        "kind": "video",
+        "split": sample.split,
+        "messages": turns,
+        "media": [sample.media[0].model_dump()],
+        "meta": {**sample.meta, "from": f"{sample.source}/{sample.id}", "captions": f"judge {model}"},
+    }
+    return Sample.model_validate(content)
