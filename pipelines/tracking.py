@@ -43,7 +43,8 @@ class Closing:
 
 def log_funnel(client: Any, run: str, out: str) -> None:
     """data/funnel.json as an artifact, and its counts as metrics: funnel.SOURCE.SPLIT.read, kept, refused, and where
-    the source was curated curated.kept, dropped.FILTER and, of conversations, domain.DOMAIN.SUB_DOMAIN (kept)."""
+    the source was curated curated.kept, dropped.FILTER and, of conversations, domain.DOMAIN.SUB_DOMAIN (kept); where it
+    was made from another one made.WHAT."""
     try:
         funnel = storage.read_json(storage.join(out, "data", "funnel.json"))
     except FileNotFoundError:
@@ -56,6 +57,7 @@ def log_funnel(client: Any, run: str, out: str) -> None:
             at = f"funnel.{source}.{split}"
             refused = sum(found.get("bad", {}).values())
             values |= {f"{at}.read": found["read"], f"{at}.kept": found["kept"], f"{at}.refused": refused}
+            values |= {f"{at}.made.{what}": count for what, count in found.get("made", {}).items()}
             if curated := found.get("curated"):
                 values[f"{at}.curated.kept"] = curated["kept"]
                 values |= {f"{at}.dropped.{name}": count for name, count in curated["dropped"].items()}

@@ -52,6 +52,12 @@ OWN = {
 QUOTED = re.compile(r"[\"“”«»]([^\"“”«»]{1,200})[\"“”«»]|(?<!\w)['‘]([^'’‘]{1,200})['’](?!\w)")
 OPPOSITE = {"up": "down", "down": "up", "left": "right", "right": "left"}
 BUTTONS = re.compile(r"\b(?:press|pressing|hit|hitting|use|using|tap|tapping)\s+(?:the\s+)?(back|home|enter|menu)\b")
+SAYS = {
+    "type": r"typ(?:e|es|ing)|enter\w*|input\w*|writ\w*",
+    "open": r"open\w*|launch\w*|start\w*",
+    "answer": r"answer\w*|reply\w*",
+}
+"""Words that what is quoted right after them is the call's."""
 DIRECTIONS = re.compile(
     r"\b(scroll|swip|drag)\w*(?:\s+(?!(?:up|down|left|right)\b)\w+){0,3}\s+(up|down|left|right)"
     r"(?=\s*$|\s*[.,;:!]|\s+(?:to|by|in|on|until|so|for|and|a|the|more|further|once|again|through|over)\b)"
@@ -91,12 +97,12 @@ def _has(words: str, said: str) -> bool:
 
 def _quoted(text: str, given: str, actions: Sequence[Action]) -> str | None:
     """Quotations may be of elements, too: only one right after a word for writing or opening is the call's."""
-    verbs = PLANS[WRITE] + r"|enter\w*|input\w*|writ\w*" if any(a.action == "type" for a in actions) else OWN[OPEN]
-    verbs = r"answer\w*|reply\w*" if actions[0].action == "answer" else verbs
+    named = [verbs for name, verbs in SAYS.items() if any(action.action == name for action in actions)]
+    verbs = "|".join(named)
     wanted = _plain(given)
     found = []
     for match in re.finditer(
-        rf"\b(?:{verbs})\b(?:\s+(?:the|in|words?|text|name|app|city|query|term|value)\b)*\s*", text, re.I
+        rf"\b(?:{verbs})\b(?:\s+(?:the|words?|text|name|app|city|query|term|value)\b)*\s*", text, re.I
     ):
         if (quoted := QUOTED.match(text, match.end())) is not None:
             found.append(_plain(quoted[1] or quoted[2]))

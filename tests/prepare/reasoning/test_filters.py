@@ -84,6 +84,21 @@ def test_words_for_another_action_are_inconsistent(call: Call, passes: str, refu
     assert refused(refuses, call, consistent=False) is None, "negative control: the filter off"
 
 
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (ROME, 'I fill in "Where" with the name of the city.'),
+        (ROME, 'Under "Where" nothing stands yet, so I type it in.'),
+        (ROME, 'I type in "Where", where the city belongs.'),
+        (TAP, "The left button of the two opens the list, so I click it."),
+        (DRAG, "I drag the left handle of the slider to a higher price."),
+        (UP, "I scroll to the left column of the page, further below."),
+    ],
+)
+def test_quotations_and_directions_of_elements_are_not_those_of_the_call(call: Call, text: str):
+    assert refused(text, call) is None
+
+
 def test_a_step_of_several_calls_may_be_told_by_any_of_them():
     assert refused('The search field is empty, so I type "Rome" there.', TAP, ROME) is None
     assert refused("I scroll down to find the search field.", TAP, ROME) == "inconsistent"

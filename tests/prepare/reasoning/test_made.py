@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 from PIL import Image as Pil
 
+from pipelines import tracking
 from pipelines.cli.data import funnel_table
 from pipelines.prepare.ingest import prepare_data
 from pipelines.prepare.preview.page import write_preview
+from pipelines.prepare.reasoning import made as reasoned_module
 from pipelines.prepare.reasoning.annotate import export, take
 from pipelines.prepare.reasoning.made import make
 from pipelines.prepare.reasoning.mark import COLOUR
@@ -329,7 +331,7 @@ def test_an_interrupted_source_asks_only_what_is_missing(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ):
     no_waits(monkeypatch)
-    monkeypatch.setattr("pipelines.prepare.reasoning.made.BLOCK_SAMPLES", 1)
+    monkeypatch.setattr(reasoned_module, "BLOCK_SAMPLES", 1)
     stored(str(tmp_path), [a_walk(f"w{n}", query=f"Book table number {n} in Rome") for n in range(3)])
     writes(server)
     script = server.script
@@ -342,6 +344,38 @@ def test_an_interrupted_source_asks_only_what_is_missing(
     writes(server)
     found = made(tmp_path, server)
     assert found["judge"]["recorded"] == 8 and found["judge"]["asked"] == 4 and found["kept"] == 3
+
+
+@pytest.mark.parametrize("after", [1, 2])
+def test_a_source_that_was_killed_goes_on_after_its_last_whole_shard_to_the_same_bytes(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, after: int
+):
+    monkeypatch.setattr(reasoned_module, "BLOCK_SAMPLES", 1)
+    writes(server)
+    small, whole = "prepare.shard_bytes=4096", tmp_path / "whole"
+    for out in (tmp_path, whole):
+        stored(str(out), [a_walk(f"w{n}", query=f"Book table number {n} in Rome") for n in range(4)])
+    recipe = a_reasoning_recipe(asked(server), small)
+    want = make(recipe, str(whole), "reasoned")["train"]
+    ask, calls = reasoned_module.Writer.ask, []
+
+    def dies(self: Any, block: Any) -> Any:
+        calls.append(block)
+        if len(calls) > after:
+            raise KeyboardInterrupt
+        return ask(self, block)
+
+    with monkeypatch.context() as killed:
+        killed.setattr(reasoned_module.Writer, "ask", dies)
+        with pytest.raises(KeyboardInterrupt):
+            make(recipe, str(tmp_path), "reasoned")
+    assert not storage.exists(f"{uri(tmp_path)}/source.json")
+    count = len(server.asked())
+    found = make(recipe, str(tmp_path), "reasoned")["train"]
+    assert {**found, "judge": None} == {**want, "judge": None}
+    assert len(server.asked()) == count + 4 * (4 - after), "what was answered is not asked again"
+    now, first = bytes_of(uri(tmp_path)), bytes_of(uri(whole))
+    assert {**now, "input.json": ""} == {**first, "input.json": ""} and len(now) > 6
 
 
 def test_steps_without_a_valid_answer_stay_bare_up_to_max_failed(tmp_path: Path, server: Server):
@@ -384,6 +418,21 @@ def test_the_preview_shows_the_reasoning_beside_the_action(tmp_path: Path, serve
     write_preview([Source.open(uri(tmp_path))], str(tmp_path / "page.html"), samples=4)
     page = (tmp_path / "page.html").read_text()
     assert all(text.split(",")[0] in page for text in GOOD.values())
+
+
+def test_what_became_of_steps_is_sent_to_mlflow(tmp_path: Path, server: Server):
+    from mlflow.tracking import MlflowClient
+
+    walks(tmp_path, 1)
+    writes(server, lambda action, step: "No." if action == "type" else GOOD[action])
+    storage.write_json(str(tmp_path / "data" / "funnel.json"), {"reasoned": {"train": made(tmp_path, server)}})
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.create_experiment("x", artifact_location=(tmp_path / "artifacts").as_uri())
+    number = client.create_run(experiment).info.run_id
+    tracking.log_funnel(client, number, str(tmp_path))
+    sent = client.get_run(number).data.metrics
+    assert sent["funnel.reasoned.train.made.answers too-short"] == 1
+    assert sent["funnel.reasoned.train.made.steps reasoned"] == 3 and sent["funnel.reasoned.train.kept"] == 1
 
 
 def test_a_recipe_with_reasoning_goes_from_files_to_a_plan_and_to_peoples_words(
