@@ -41,6 +41,9 @@ COMMANDS = {
     "ctr": "containerd",
     "ip": "iproute2",
     "nsenter": "util-linux",
+    "unshare": "util-linux",
+    "sysctl": "procps",
+    "curl": "curl",
 }
 """Program -> Debian package."""
 CNI = Path("/usr/lib/cni")

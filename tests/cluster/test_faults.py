@@ -71,7 +71,7 @@ def test_out_of_memory_is_tried_once_more_and_told_as_such(bench: Bench) -> None
 
 @pytest.mark.parametrize("force", [False, True], ids=["deleted", "force-deleted"])
 def test_a_deleted_worker_ends_the_attempt_and_the_next_one_resumes(bench: Bench, force: bool) -> None:
-    launching = bench.launch({"steps": 30, "commit_every": 2, "step_s": 0.5})
+    launching = bench.launch({"steps": 20, "commit_every": 2, "step_s": 0.5})
     bench.until("a commit", lambda: 4 in bench.commits())
     name = bench.running()[1]["metadata"]["name"]
     bench.kubectl("delete", "pod", name, "--wait=false", *(["--grace-period=0", "--force"] if force else []))
@@ -81,7 +81,7 @@ def test_a_deleted_worker_ends_the_attempt_and_the_next_one_resumes(bench: Bench
 
 
 def test_an_evicted_worker_is_a_preemption_and_no_attempt_is_counted(bench: Bench) -> None:
-    launching = bench.launch({"steps": 30, "commit_every": 2, "step_s": 0.5})
+    launching = bench.launch({"steps": 20, "commit_every": 2, "step_s": 0.5})
     bench.until("a commit", lambda: 4 in bench.commits())
     pod = bench.running()[1]["metadata"]["name"]
     eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": bench.namespace}}

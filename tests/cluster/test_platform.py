@@ -19,7 +19,7 @@ from tests.cluster.launching import api_of
 from tests.cluster.processes import pid_of, stop
 
 pytestmark = pytest.mark.cluster
-LONG = {"steps": 40, "step_s": 0.5, "commit_every": 2}
+LONG = {"steps": 30, "step_s": 0.5, "commit_every": 2}
 
 
 @pytest.fixture
