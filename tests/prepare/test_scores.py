@@ -161,9 +161,12 @@ def test_triplets_and_words_read_the_same():
 @pytest.mark.parametrize("seed", range(40))
 def test_tunes_drawn_by_chance_read_the_same(seed: int):
     made_up = tune(Random(seed)).musicxml
-    for number in range(made_up.count("<part id=")):
+    together, num_parts = abc(made_up), made_up.count("<part id=")
+    for number in range(num_parts):
         text = one_part(made_up, number)
         assert same_music(heard(abc(text), "abc"), heard(text, "xml"))
+        music = abc(text).partition("\nK:")[2].partition("\n")[2]
+        assert together.endswith(music) if num_parts == 1 else f"\nV:{number + 1}\n{music}" in together
 
 
 def one_part(text: str, number: int) -> str:

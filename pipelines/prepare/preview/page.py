@@ -20,6 +20,8 @@ from trainer.errors import MediaError
 
 Numbered = dict[int, list[tuple[int, Object]]]
 """Medium -> its objects with their numbers in the sample."""
+LINES = "<style>div[format] > div { white-space: pre-line; }</style>"
+"""ABC has lines; what the model writes has no style."""
 
 
 def write_preview(sources: Sequence[Source], path: str, *, samples: int) -> int:
@@ -139,7 +141,8 @@ class _Sample:
         item = self.sample.media[part.media]
         pen = Pen(self.sample, 0, Convention("absolute"), lambda _: (item.width, item.height))
         written = page_html(part, pen)
-        frame = f"<iframe sandbox title='the page as HTML' srcdoc='{html.escape(written, quote=True)}'></iframe>"
+        shown = html.escape(LINES + written, quote=True)
+        frame = f"<iframe sandbox title='the page as HTML' srcdoc='{shown}'></iframe>"
         source = (
             f"<details><summary>{len(part.objects)} elements as text</summary><pre>{_text(written)}</pre></details>"
         )
