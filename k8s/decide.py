@@ -27,7 +27,7 @@ from trainer.errors import (
     decide,
     first_cause,
 )
-from trainer.heartbeat import Termination
+from trainer.heartbeat import Figures, Termination
 
 HOPELESS = {
     "CreateContainerConfigError": "a secret, ConfigMap or key that the pod refers to is missing",
@@ -44,7 +44,7 @@ UNRANKED = 1_000_000
 """Keys from here on are pods whose container left an exit code, but no record of its ranks."""
 MARGIN_S = 60.0
 """Added to a phase's own limit, which the node itself watches: the launcher comes second."""
-SETTLE_S = 8.0
+SETTLE_S = 5.0
 """After a job has failed, for its other pods to end: the decision is over all ranks, and a sign in the API leads to a
 decision within 10 s."""
 
@@ -76,6 +76,7 @@ class Progress:
     committed_step: int | None = None
     nodes: tuple[tuple[str, NodeBeat], ...] = ()
     """By the name of the pod."""
+    figures: Figures | None = None
 
 
 @dataclass

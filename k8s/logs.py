@@ -43,7 +43,7 @@ class Follower:
         self._thread.start()
         return self
 
-    def stop(self, patience_s: float = 5.0) -> None:
+    def stop(self, patience_s: float = 3.0) -> None:
         """Let it read what is left, at most so long."""
         self._stop.set()
         self._thread.join(patience_s)

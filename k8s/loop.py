@@ -28,6 +28,7 @@ from k8s.cluster import Cluster
 from k8s.decide import Again, Ended, Progress, Stop, Trail, Wait
 from k8s.logs import Follower
 from k8s.mirror import Event, Mirror, View
+from k8s.pace import Pace
 from k8s.pytorchjob import Rendered
 from k8s.record import Record, Records, ended, series
 from k8s.seen import Seen, read
@@ -36,6 +37,7 @@ from trainer.errors import UNKNOWN, ClusterError, StorageError
 
 LOOK_S = 15.0
 """Between two looks at the heartbeats; changes on the cluster come at once."""
+AGAIN_S = 5.0
 QUOTA_S = 20.0
 GONE_S = 2.0
 RENEW_S = 300.0
@@ -82,6 +84,7 @@ class Launcher:
         self._told: set[Event] = set()
         self._complaints: dict[str, str] = {}
         self._waiting_since: float | None = None
+        self._looked: tuple[int, float, Progress | None] = 0, 0.0, None
 
     def launch(self) -> None:
         """Returns when the step is done.
@@ -232,8 +235,10 @@ class Launcher:
             self._begun(job, attempt)
         seen = read(job, pods_of(job, self.view.pods()) if job else [])
         workers = decide.with_records(seen.workers, self._ends(attempt))
-        message = seen.message or "nobody saw how it ended"
+        message = seen.message or "removed, and nobody saw how it ended"
         end = decide.cause_of_end(workers, message, Progress(committed_step=self._committed()))
+        if seen.outcome is None and end.code == UNKNOWN:
+            end = replace(end, decision="preempted")  # stopped on purpose by somebody: bounded, but no attempt
         self.records.end(attempt, end, closed=False)
         return end
 
@@ -307,7 +312,7 @@ class Launcher:
     def _watch(self, job: Json, attempt: int, trail: Trail) -> Ended:
         """Until the attempt has ended. Every change of what it does is said once."""
         self._view_knows(job)
-        follower, said, renewed = None, "", self.clock()
+        follower, said, renewed, pace = None, "", self.clock(), Pace()
         try:
             while True:
                 current = self._current(job)
@@ -324,6 +329,8 @@ class Launcher:
                 if (line := _line(state)) != said:
                     said = line
                     self.say(f"{state.kind}: {state.reason}")
+                if progress is not None and (text := pace.line(progress, self.clock())):
+                    self.say(text)
                 self._wait(state)
                 if self.clock() - renewed > RENEW_S and self._renewed(job):
                     renewed = self.clock()
@@ -365,6 +372,15 @@ class Launcher:
         return True
 
     def _progress(self, attempt: int) -> Progress | None:
+        """None while storage does not answer. Not read again for every change on the cluster."""
+        number, at, known = self._looked
+        if number == attempt and self.clock() - at < AGAIN_S:
+            return known
+        found = self._read_progress(attempt)
+        self._looked = attempt, self.clock(), found
+        return found
+
+    def _read_progress(self, attempt: int) -> Progress | None:
         try:
             found = self.task.progress(attempt)
             self._complain("heartbeats", "")

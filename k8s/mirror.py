@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from k8s.client import EVENTS, PODS, Api, Disconnected, Gone, Json, Kind, Unreachable
+from k8s.client import EVENTS, PODS, Api, Gone, Json, Kind, Unreachable
 from trainer.errors import ClusterError
 
 AGAIN_S = 1.0
@@ -163,16 +163,16 @@ class Mirror:
                     self._take(kind, what, found)
             except Gone:
                 version = ""
-            except (Disconnected, Unreachable) as error:
-                longest = MAX_SILENT_S
-                with self._changed:
-                    self._trouble = str(error)
-                    self._silent.setdefault(kind, self._clock())
             except ClusterError as error:
                 with self._changed:
                     self._error = error
                     self._changed.notify_all()
                 return
+            except Exception as error:  # Disconnected, Unreachable, half an answer: a thread that ends sees no more
+                longest = MAX_SILENT_S
+                with self._changed:
+                    self._trouble = str(error) or repr(error)
+                    self._silent.setdefault(kind, self._clock())
             if self._clock() - began >= SHORT_S or self._changes != before:
                 pause = AGAIN_S
             self._stop.wait(min(pause, longest))

@@ -167,6 +167,7 @@ def progress_of(stage_uri: str, attempt: int) -> Progress:
         phase=slowest.phase if slowest else "",
         limit_s=max((beat.phase_limit_s for beat in beats.values()), default=None),
         committed_step=max(committed, default=None),
+        figures=next((beat.figures for beat in beats.values() if beat.figures), None),
         nodes=tuple((node, _node(beat)) for node, beat in sorted(beats.items())),
     )
 

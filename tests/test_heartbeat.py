@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from trainer import heartbeat
-from trainer.heartbeat import Ending, Heartbeat, Pulse
+from trainer.heartbeat import Ending, Figures, Heartbeat, Pulse
 
 
 def test_a_pulse_is_read_back_and_grows_with_every_beat(tmp_path: Path) -> None:
@@ -28,6 +28,18 @@ def test_a_reader_never_sees_half_a_beat(tmp_path: Path) -> None:
         pulse.beat(step=10 ** (step % 12), phase="train" if step % 2 else "commit")
         seen = heartbeat.read_pulse(str(tmp_path), 0)
         assert seen == pulse.state
+
+
+def test_figures_fit_into_a_pulse_and_what_is_not_finite_never_leaves_the_rank(tmp_path: Path) -> None:
+    pulse = Pulse(str(tmp_path), 511)
+    longest = Figures(num_steps=10**9, loss=-1.2345678901234567e-300, tokens_per_s=1.2345678901234567e300)
+    pulse.beat(step=10**9, phase="preflight", limit_s=86400.123456, committed_step=10**9, figures=longest)
+    found = heartbeat.read_pulse(str(tmp_path), 511)
+    assert found is not None and found.figures == longest
+    # storage takes no NaN: a heartbeat with one would end the thread that writes them
+    pulse.beat(figures=Figures(num_steps=1, loss=float("nan"), tokens_per_s=1.0))
+    again = heartbeat.read_pulse(str(tmp_path), 511)
+    assert again is not None and again.figures == longest and again.sequence == found.sequence + 1
 
 
 def test_an_ending_is_left_where_the_launcher_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

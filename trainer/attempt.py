@@ -124,6 +124,7 @@ class Reporter:
                 phase=slowest.phase if slowest else "start",
                 phase_limit_s=slowest.phase_limit_s if slowest else heartbeat.PHASE_LIMIT_S["start"],
                 committed_step=max(committed, default=None),
+                figures=slowest.figures if slowest else None,
                 ranks_alive=tuple(
                     beat.rank for beat in beats if heartbeat.read_ending(self.run_dir, beat.rank) is None
                 ),

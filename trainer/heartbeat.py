@@ -12,6 +12,7 @@ Readers compare sequence and step on their own clock; times written here are for
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -46,6 +47,16 @@ class Record(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True, use_attribute_docstrings=True)
 
 
+class Figures(Record):
+    """Of the last step that was logged, for people who watch from elsewhere."""
+
+    num_steps: int
+    """Of the whole stage."""
+    loss: float
+    tokens_per_s: float
+    """Of all ranks together."""
+
+
 class Beat(Record):
     """The newest state of one rank."""
 
@@ -57,6 +68,7 @@ class Beat(Record):
     phase_limit_s: float = PHASE_LIMIT_S["start"]
     committed_step: int | None = None
     """Last step committed in this attempt."""
+    figures: Figures | None = None
 
 
 class Ending(Record):
@@ -89,6 +101,7 @@ class Heartbeat(Record):
     phase: str
     phase_limit_s: float
     committed_step: int | None = None
+    figures: Figures | None = None
     ranks_alive: tuple[int, ...] = ()
     written_at: str = ""
 
@@ -141,6 +154,7 @@ class Pulse:
         phase: str | None = None,
         limit_s: float | None = None,
         committed_step: int | None = None,
+        figures: Figures | None = None,
     ) -> None:
         """Say that something got done. What is not given stays as it was; a new phase brings its own limit."""
         change: dict[str, Any] = {"sequence": self.state.sequence + 1}
@@ -152,6 +166,8 @@ class Pulse:
             change["phase_limit_s"] = limit_s
         if committed_step is not None:
             change["committed_step"] = committed_step
+        if figures is not None and math.isfinite(figures.loss) and math.isfinite(figures.tokens_per_s):
+            change["figures"] = figures
         self.state = self.state.model_copy(update=change)
         self.changed_at = self.clock()
         self._write()

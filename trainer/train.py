@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from trainer import handover
 from trainer.edge import by_hand
 from trainer.errors import Preempted
-from trainer.heartbeat import pulse
+from trainer.heartbeat import Figures, pulse
 from trainer.step.asked import Job, parse
 from trainer.step.imports import import_large
 
@@ -154,7 +154,9 @@ def steps(ready: Ready, manifest: Manifest | None, held_out: Mapping[str, float]
         pulse().beat(step=number)
         uploader.poll()
         if number % stage.log_every_steps == 0 or last:
-            log.step(number, clock.values(figures, rates))
+            values = clock.values(figures, rates)
+            log.step(number, values)
+            pulse().beat(figures=Figures(num_steps=num_steps, loss=values["loss"], tokens_per_s=values["tokens_per_s"]))
         if number % stage.checkpoint.every_steps == 0 or last or stopping:
             uploader.commit(
                 snapshots.take(engine, step=number),

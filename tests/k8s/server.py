@@ -33,7 +33,7 @@ class ApiServer:
         self.lock = threading.RLock()
         self.changes: list[tuple[int, str, str, Json]] = []
         self.asked: list[tuple[float, str, str]] = []
-        self.fault: Callable[[str, str, dict[str, str]], tuple[int, Json] | None] = lambda method, path, query: None
+        self.fault: Callable[[str, str, dict[str, str]], tuple[int, Any] | None] = lambda method, path, query: None
         self.oldest = 0
         """Versions below this are too old to watch from."""
         self.watch_s = 60.0

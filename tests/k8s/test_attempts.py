@@ -71,6 +71,17 @@ def test_a_step_that_was_given_up_may_be_tried_again_under_a_new_number(tmp_path
     ]
 
 
+def test_a_job_that_somebody_removed_meanwhile_is_no_attempt(tmp_path: Path) -> None:
+    """Stopped and started again four times by a person: more than limits.without_progress allows to failures."""
+    for attempt in range(1, 6):
+        bench = Bench()
+        launcher = bench.launcher(records=str(tmp_path))
+        job, number = launcher._newest()
+        assert (job, number) == (None, attempt)
+        launcher._begun(launcher._created(number), number)
+    assert [one.decision for one in launcher.history] == ["preempted"] * 4
+
+
 def test_the_deadline_covers_launchers_that_were_lost(tmp_path: Path) -> None:
     bench = Bench()
     launcher = bench.launcher(records=str(tmp_path))

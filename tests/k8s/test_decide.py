@@ -153,7 +153,7 @@ def test_a_failed_job_waits_a_moment_for_what_the_other_ranks_say() -> None:
     # one that does not end in time is not waited for
     trail = Trail(started=0.0)
     judge(a_failed(first, running), trail=trail, now=0.0)
-    state = judge(a_failed(first, running), trail=trail, now=9.0)
+    state = judge(a_failed(first, running), trail=trail, now=6.0)
     assert isinstance(state, Ended) and state.code == 139
 
 

@@ -21,6 +21,7 @@ from tests.k8s.bench import OUT, RECIPE, Bench, a_record, another, script, under
 from tests.k8s.memory import waiting
 from trainer.command import PrepareCall, prepare_command
 from trainer.errors import ClusterError, UsageError
+from trainer.heartbeat import Figures
 from trainer.resolve import load_recipe
 
 
@@ -127,6 +128,27 @@ def test_a_program_without_heartbeats_is_given_its_time_up_to_the_deadline() -> 
     assert 1800 < bench.now < 1800 + 60
     assert not bench.heard("no progress")
     assert not [name for plural, name in bench.api.objects if plural == "pytorchjobs"]
+
+
+def test_how_far_it_is_is_said_once_a_minute() -> None:
+    bench = Bench()
+    count = 0
+
+    def act() -> None:
+        nonlocal count
+        count += 1
+        bench.api.pod(0)
+        figures = Figures(num_steps=1000, loss=1.5, tokens_per_s=45_000.0)
+        bench.progress = Progress(sequence=count, step=10 * count, committed_step=100, figures=figures)
+        if count == 20:
+            bench.finish()
+
+    bench.view.act = act
+    bench.launch()
+    said = [line for line in bench.said if "tokens/s" in line]
+    assert len(said) == bench.now // 60 - 1
+    # 10 steps in 15 s, 950 are left
+    assert said[0] == "sft: step 50 of 1000, loss 1.5000, 45,000 tokens/s, 24 min left, committed 100"
 
 
 # ---------------------------------------------------------------- adoption

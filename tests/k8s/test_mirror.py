@@ -135,6 +135,19 @@ def test_a_server_in_trouble_is_waited_for_and_that_is_known(server: ApiServer, 
     mirror.close()
 
 
+def test_half_an_answer_does_not_blind_the_launcher(server: ApiServer, quick: None) -> None:
+    a_job(server)
+    mirror = a_mirror(server)
+    server.fault = lambda method, path, query: (200, '{"type": "ADDED", "obj') if "watch" in query else None
+    server.epoch += 1
+    until(mirror.silent_since, "that it is known")
+    server.fault = lambda *_: None
+    server.change(lambda memory: memory.pod(0))
+    until(mirror.pods, "the pod")
+    assert all(thread.is_alive() for thread in mirror._threads)
+    mirror.close()
+
+
 def test_an_api_server_that_restarts_costs_nothing(server: ApiServer, quick: None) -> None:
     a_job(server)
     mirror = a_mirror(server)
