@@ -6,8 +6,8 @@
                                                                           sorted by length
 
 Speed: forward and backward of every sample of the reference mix once, pictures included, the same weights and the same
-head in all three. Padded batches go through transformers' own attention with its mask; the model is nearly the family's
-tiny recipe's. The mix is packing.py's with lengths divided by SHRINK; a sample
+head in all three. Padded batches go through transformers' own attention with its mask; the model is the family's tiny
+recipe's, its language model so deep that the tower has the share of the work that it has when released. The mix is packing.py's with lengths divided by SHRINK; a sample
 beyond a pack is cut in all three alike.
 """
 
@@ -46,6 +46,17 @@ from trainer.step.loss import as_head
 from trainer.step.packed import PackedModel, place
 
 SHRINK, LENGTH, BATCH = 8, 1024, 8
+RELEASED = {
+    "qwen_vl": 0.291,
+    "qwen2_vl": 0.488,
+    "qwen2_5_vl": 0.231,
+    "qwen3_vl": 0.091,
+    "llava": 0.048,
+    "llava_next": 0.048,
+}
+"""Weights that a patch passes in tower and merger over those that a token passes in the language model's layers, in the
+smallest model that has a recipe: Qwen-VL 7B, Qwen2-VL 2B, Qwen2.5-VL 3B, Qwen3-VL 4B, LLaVA 7B with CLIP-L/14-336.
+The tower's work is the same in packs and in padded batches: it dilutes what packing saves."""
 PIXELS_PER_TOKEN = 28 * 28
 """Of a family that sees a picture at its own resolution; what others make of it is theirs."""
 
@@ -126,17 +137,18 @@ def speedups(built: Built, num_samples: int, rounds: int) -> dict[str, float]:
 
 
 def timed_family(built: Built) -> Family:
-    """The tiny recipe's model with twice its language layers and this tokenizer: a visual token then costs the tower
-    about 0.8 of what it costs the language model, as in the released 3B (0.76 at 8k tokens; 7B 0.35)."""
+    """The tiny recipe's model with this tokenizer and as many language layers as give the tower its RELEASED share."""
     recipes = {load_recipe(name).family: name for name in reversed(shipped()) if name.startswith("tiny")}
     if built.name not in recipes:
         return built.family
     stated = load_recipe(recipes[built.name]).model.config
     family = load_family(built.name, stated if isinstance(stated, dict) else {})
+    shape = family.shape()
+    share = (shape.patch_weights + shape.merger_weights) / shape.text_weights
     config = family.with_tokens(built.tokenizer.id)
     text = family.text_config(config)
     text.setdefault("vocab_size", built.tokenizer.vocab_size)
-    text["num_hidden_layers"] *= 2
+    text["num_hidden_layers"] = round(shape.text_layers * share / RELEASED[built.name])
     return load_family(built.name, config)
 
 
