@@ -206,7 +206,8 @@ def judge_facts(asked: Judge) -> Json:
 def picture_part(picture: Pil.Image, judge: Judge) -> Json:
     """An upright picture as a part of a message, at most judge.image_max_pixels."""
     stream = io.BytesIO()
-    smaller(picture, judge.image_max_pixels).save(stream, "PNG")
+    # level 1 halves the time (93 for 186 ms of a photograph of 512 x 512) for a ninth more bytes
+    smaller(picture, judge.image_max_pixels).save(stream, "PNG", compress_level=1)
     uri = "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
     return {"type": "image_url", "image_url": {"url": uri}}
 
