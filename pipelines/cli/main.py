@@ -13,6 +13,7 @@ COMMANDS = {
     "run": ("run", "run a recipe on this machine, every stage"),
     "submit": ("submit", "start a recipe on Kubeflow Pipelines and follow it"),
     "runs": ("runs", "runs on Kubeflow Pipelines: list, status, logs, stop, retry"),
+    "job": ("job", "one step on a cluster, without Kubeflow Pipelines: render, create, watch, logs, stop"),
     "recipe": ("recipe", "show, check or compare recipes; their JSON Schema"),
     "data": ("data", "bring, check, count, look at and prepare data"),
     "fetch": ("fetch", "bring a model or data set from a hub into storage, pinned and verified"),
