@@ -218,12 +218,20 @@ def _scaled_shape(shape: dict, scale: Scale) -> dict:
         return {**shape, "xy": _pair(shape["xy"], scale)}
     found = {**shape, "xyxy": _box(shape["xyxy"], scale)}
     same = scale[0] == scale[1] == 1.0
-    if shape.get("polygons") and not same:
-        factors = scale[:2]
-        found["polygons"] = [[value * factors[n % 2] for n, value in enumerate(ring)] for ring in shape["polygons"]]
+    if shape.get("polygons"):
+        found["polygons"] = [_ring(ring, scale) for ring in shape["polygons"]]
     if shape.get("rle") and (not same or sum(shape["rle"]) != scale[2] * scale[3]):
         raise _Outside(f"run lengths that add up to {scale[2]}x{scale[3]} pixels", sum(shape["rle"]))
     return found
+
+
+def _ring(ring: list[float], scale: Scale) -> list[float]:
+    """A polygon that lies in its picture as boxes do. What spills stays: masks are cut at the picture's sides."""
+    values = ring if scale[0] == scale[1] == 1.0 else [value * scale[n % 2] for n, value in enumerate(ring)]
+    for x, y in zip(values[::2], values[1::2], strict=True):
+        _inside(x, scale[2])
+        _inside(y, scale[3])
+    return values
 
 
 def _span(span: dict, duration_s: float) -> dict:

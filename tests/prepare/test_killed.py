@@ -48,11 +48,11 @@ def files_of(folder: Path) -> dict[str, str]:
     }
 
 
-def some_data(folder: Path) -> list[str]:
+def some_data(folder: Path, rows: int = ROWS) -> list[str]:
     """Captions that are curated, annotated pictures, copies pasted into them, questions about those: the overrides."""
     for number in range(PICTURES):
         (folder / f"{number}.png").write_bytes(a_picture(64 + number, 64, ("red", "green", "blue")[number % 3]))
-    write_lines(folder / "rows.jsonl", [a_caption(n, image=f"{n % PICTURES}.png") for n in range(ROWS)])
+    write_lines(folder / "rows.jsonl", [a_caption(n, image=f"{n % PICTURES}.png") for n in range(rows)])
     images = [{"id": n, "file_name": f"{n}.png", "width": 64 + n, "height": 64} for n in range(PICTURES)]
     ring = [8.0, 8.0, 40.0, 8.0, 40.0, 44.0, 8.0, 44.0]
     things = [{"id": n, "image_id": n, "category_id": 1 + n % 2, "bbox": [8, 8, 32, 36], "segmentation": [ring]}

@@ -22,7 +22,7 @@ from pipelines.prepare.formats.rows import (
     identity_of,
     message,
     resolve,
-    text,
+    say,
 )
 from trainer.recipe import Source
 
@@ -55,18 +55,7 @@ def draft(entry: dict, where: str, media_root: str, source: Source) -> Draft:
             parts.append({"part": "image", "media": len(media) - 1})
         if sentence.strip():
             between = " " if parts and parts[-1]["part"] == "text" else ""
-            parts.append(text(between + sentence))
+            say(parts, between + sentence)
     if not any(part["part"] == "text" for part in parts):
         raise BadRow("empty-text", "at least one sentence", sentences[:3])
-    return Draft(where, identity_of(entry, where), [message("document", *_joined(parts))], media)
-
-
-def _joined(parts: list[dict]) -> list[dict]:
-    """Sentences with nothing between them as one text."""
-    found: list[dict] = []
-    for part in parts:
-        if found and part["part"] == found[-1]["part"] == "text":
-            found[-1] = text(found[-1]["text"] + part["text"])
-        else:
-            found.append(part)
-    return found
+    return Draft(where, identity_of(entry, where), [message("document", *parts)], media)

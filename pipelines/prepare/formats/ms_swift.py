@@ -29,7 +29,7 @@ from pipelines.prepare.formats.rows import (
     key_of,
     message,
     rendered,
-    text,
+    say,
     units_of,
 )  # fmt: skip
 from pipelines.prepare.formats.tools import call, calls_of, check_learnt, joined, with_tools
@@ -195,7 +195,7 @@ class _Objects:
             if piece == "<ref-object>":
                 named = self._ref()
                 if pieces[number + 1 : number + 2] != ["<bbox>"]:
-                    _say(parts, named)
+                    say(parts, named)
                     self.last, named = named, None
             elif piece == "<bbox>":
                 self._add(parts, self._box(named or self.last))
@@ -206,7 +206,7 @@ class _Objects:
                 before, after = parts and parts[-1]["part"] in ("image", "video"), pieces[number + 1 : number + 2]
                 piece = piece.removeprefix("\n") if before else piece
                 piece = piece.removesuffix("\n") if after and after[0] in ("<image>", "<video>") else piece
-                _say(parts, piece)
+                say(parts, piece)
         return parts
 
     def _ref(self) -> str:
@@ -245,10 +245,3 @@ class _Objects:
             if used != len(listed):
                 place = "<ref-object>" if name == "ref" else "<bbox>"
                 raise BadRow("object-without-placeholder", f"{len(listed)} placeholders {place}", f"{used} of them")
-
-
-def _say(parts: list[dict], words: str) -> None:
-    if parts and parts[-1]["part"] == "text":
-        parts[-1] = text(parts[-1]["text"] + words)
-    elif words:
-        parts.append(text(words))

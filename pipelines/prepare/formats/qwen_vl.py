@@ -24,7 +24,7 @@ from pipelines.prepare.formats.rows import (
     message,
     rendered,
     resolve,
-    text,
+    say,
 )
 from trainer.recipe import Source
 
@@ -112,7 +112,4 @@ def _say(parts: list[dict], words: str) -> None:
     if (stray := _TAG.search(words)) is not None:
         told = "unsupported" if "quad" in stray[0] else "wrong-form"
         raise BadRow(told, "<img>, <ref> and <box> that are closed, and no <quad>", f"{stray[0]} in {words[:60]!r}")
-    if parts and parts[-1]["part"] == "text":
-        parts[-1] = text(parts[-1]["text"] + words)
-    elif words:
-        parts.append(text(words))
+    say(parts, words)

@@ -316,6 +316,14 @@ def text(value: str) -> dict:
     return {"part": "text", "text": value}
 
 
+def say(parts: list[dict], words: str) -> None:
+    """Adds words to the parts of a message: to the text that ends it, where one does."""
+    if parts and parts[-1]["part"] == "text":
+        parts[-1] = text(parts[-1]["text"] + words)
+    elif words:
+        parts.append(text(words))
+
+
 def message(role: str, *parts: dict) -> dict:
     return {"role": role, "parts": list(parts)}
 

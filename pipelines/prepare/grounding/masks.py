@@ -19,6 +19,8 @@ from scipy.ndimage import distance_transform_edt
 from trainer.data.masks import check_run_lengths, from_run_lengths, run_lengths
 from trainer.data.sample import Box, Mask
 
+FAR = 1.0
+"""Sides of its picture by which a polygon may go beyond it."""
 Xyxy = tuple[int, int, int, int]
 """Left, top, right, bottom in whole pixels; right and bottom are exclusive."""
 
@@ -57,12 +59,16 @@ def mask_of(mask: Mask, width: int, height: int) -> np.ndarray:
     """bool[H, W] of a stored mask.
 
     Raises:
-        ValueError: neither run lengths of this size nor polygons.
+        ValueError: neither run lengths of this size nor polygons, or polygons that go far beyond the picture.
     """
     if mask.rle is not None:
         return from_run_lengths(mask.rle, width, height)
     if not mask.polygons or any(len(ring) < 6 or len(ring) % 2 for ring in mask.polygons):
         raise ValueError("a mask without run lengths, and without polygons of three points and more")
+    for ring in mask.polygons:  # pycocotools takes memory for every pixel along a side, and overflows
+        for values, side in ((ring[::2], width), (ring[1::2], height)):
+            if not all(-FAR * side <= value <= (1 + FAR) * side for value in values):
+                raise ValueError(f"a polygon that goes further than {FAR:g} sides beyond a picture of {width}x{height}")
     listed: Any = [list(ring) for ring in mask.polygons]
     rings: Any = coco.frPyObjects(listed, height, width)
     return coco.decode(coco.merge(rings)).astype(bool)

@@ -46,6 +46,17 @@ def test_run_lengths_of_another_size_are_refused():
             decompressed(text, size)
 
 
+@pytest.mark.parametrize("far", [40.0, -13.0, 1e9, -1e300, float("inf"), float("nan")])
+@pytest.mark.parametrize("at", range(6))
+def test_a_polygon_that_goes_far_beyond_its_picture_is_refused_and_never_drawn(at: int, far: float):
+    """pycocotools takes memory by the length of a side: with 1e9 it ends the process."""
+    ring = [2.0, 2.0, 8.0, 2.0, 8.0, 9.0]
+    assert mask_of(Mask(xyxy=(2, 2, 8, 9), polygons=(tuple(ring),)), 12, 12).any()
+    ring[at] = far
+    with pytest.raises(ValueError, match="beyond a picture of 12x12"):
+        mask_of(Mask.model_construct(shape="mask", xyxy=(2, 2, 8, 9), rle=None, polygons=(tuple(ring),)), 12, 12)
+
+
 def test_a_polygon_is_the_pixels_within_it():
     square = Mask(xyxy=(2, 3, 8, 9), polygons=((2, 3, 8, 3, 8, 9, 2, 9),))
     inside = mask_of(square, 12, 12)

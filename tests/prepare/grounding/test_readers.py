@@ -59,6 +59,20 @@ def test_compressed_run_lengths_plain_ones_and_polygons_are_the_same_mask(folder
     assert mask_of(objects_in(found)[0].at, 60, 40).sum() == 17 * 17  # type: ignore[arg-type]
 
 
+def test_a_polygon_lies_in_its_picture_as_boxes_do(folder: Path):
+    """2 % of a side is rounding, and stays as it is; what lies further out, at whatever scale, is a bad row."""
+    ring = [12.0, 7.0, 60.9, 7.0, 29.0, -0.5]
+    found = coco_row(folder, [ring])
+    assert isinstance(found, Sample) and objects_in(found)[0].at.polygons == (tuple(ring),)  # type: ignore[union-attr]
+    for far in ([12, 7, 1e9, 7, 29, 24], [12, 7, 29, 7, 29, 42], [12, 7, 29, 7, -2, 24]):
+        for segmentation in ([far], [ring, far]):
+            bad = coco_row(folder, segmentation)
+            assert isinstance(bad, Bad) and bad.reason == "outside-picture" and "between 0 and" in bad.expected
+    doubled = coco_row(folder, [[24, 14, 121, 14, 58, 48]], width=120, height=80)
+    assert isinstance(doubled, Sample)
+    assert objects_in(doubled)[0].at.polygons == ((12.0, 7.0, 60.5, 7.0, 29.0, 24.0),)  # type: ignore[union-attr]
+
+
 def _runs(inside: np.ndarray) -> list[int]:
     """Counted one by one, column by column: another way than the code's."""
     runs, before = [0], False
