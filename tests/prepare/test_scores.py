@@ -230,6 +230,23 @@ def test_what_verovio_does_not_read_in_abc_is_written_as_the_standard_says():
     )
 
 
+def test_grace_notes_stand_where_they_are_and_a_slur_may_end_where_the_next_begins():
+    grace, slashed = "<grace/>", '<grace slash="yes"/>'
+    ends = '<slur type="start" number="1"/><slur type="stop" number="1"/>'
+    bars = [
+        FIRST
+        + note("D5", 1, "<accidental>flat</accidental>", before=grace, alter=-1)
+        + note("E5", 1, before=grace)
+        + note("C5", 4, notations('<slur type="start" number="1"/>'))
+        + note("D5", 4, notations(ends))
+        + note("E5", 4, notations('<slur type="stop" number="1"/>'))
+        + note("F5", 2, before=slashed, alter=1)
+        + note("C5", 4, "<accidental>natural</accidental>")
+        + note("A4", 1, before=grace)
+    ]
+    assert abc(score(bars)) == f"{HEAD}({{_d/2e/2}}c2 (d2) e2) {{/f}}=c2 {{A/2}} |"
+
+
 def test_the_staves_of_a_piano_are_voices_in_a_brace():
     head = (
         FIRST.replace("<clef>", "<staves>2</staves><clef>", 1)
@@ -315,7 +332,12 @@ FAULTS = {
     "unsupported: .*<lyric 'a\\|b'": FIRST + note("G4", 16, lyric("a|b")),
     "unsupported: .*<harmony of the kind Neapolitan>": FIRST
     + "<harmony><root><root-step>C</root-step></root><kind>Neapolitan</kind></harmony>" + note("G4", 16),
-    "unsupported: .*<grace notes behind": FIRST + note("G4", 16) + note("A4", 2, before="<grace/>"),
+    "unsupported: .*<chord behind another": FIRST
+    + note("G4", 16) + direction("<words>a</words>") + note("B4", 16, before="<chord/>"),
+    "unsupported: .*<time drawn as single-number>": FIRST.replace("<time>", '<time symbol="single-number">')
+    + note("G4", 16),
+    "wrong-form: .*an end of a slur before another": FIRST
+    + note("G4", 8, notations('<slur type="start"/>')) + note("G4", 8, notations('<slur type="start"/>')),
     "wrong-form: .*as <type> says, got 2 in bar 1": FIRST
     + note("G4", 16).replace("<duration>16", "<duration>8"),
     "wrong-form: .*an <accidental> at F5": FIRST + note("F5", 16),

@@ -88,6 +88,8 @@ def meter_of(time: ET.Element, where: str) -> str:
     if len(time.findall("beats")) != 1:
         raise unsupported("time of several beats", where)
     written = f"{text_of(time, 'beats')}/{text_of(time, 'beat-type')}"
+    if time.get("symbol", "normal") not in ("common", "cut", "normal"):
+        raise unsupported(f"time drawn as {time.get('symbol')}", where)
     return {("common", "4/4"): "C", ("cut", "2/2"): "C|"}.get((time.get("symbol", ""), written), written)
 
 

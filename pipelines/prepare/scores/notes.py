@@ -116,12 +116,14 @@ def chord_text(notes: Sequence[ET.Element], altered: Alterations, where: str, *,
     return marks + (letters[0] if len(letters) == 1 else f"[{''.join(letters)}]")
 
 
-def grace_text(groups: Sequence[Sequence[ET.Element]], altered: Alterations, where: str) -> str:
+def grace_text(
+    groups: Sequence[Sequence[ET.Element]], altered: Alterations, where: str, *, alone_on_staff: bool
+) -> str:
     if not groups:
         return ""
     first = groups[0][0].find("grace")
     slash = "/" if first is not None and first.get("slash") == "yes" else ""
-    return f"{{{slash}{''.join(chord_text(notes, altered, where, alone_on_staff=False) for notes in groups)}}}"
+    return f"{{{slash}{''.join(chord_text(notes, altered, where, alone_on_staff=alone_on_staff) for notes in groups)}}}"
 
 
 def _letter(note: ET.Element, altered: Alterations, where: str, *, alone_on_staff: bool) -> str:
@@ -136,13 +138,14 @@ def _letter(note: ET.Element, altered: Alterations, where: str, *, alone_on_staf
     if shown is not None and (shown.text or "").strip() not in SHOWN:
         raise unsupported(f"accidental {shown.text}", where)
     tied_in = any(tie.get("type") == "stop" for tie in (*note.findall("tie"), *note.findall("notations/tied")))
-    sign, grace = "", note.find("grace") is not None
+    sign = ""
     if shown is not None or (alter != altered.of(step, octave) and not tied_in):
-        if shown is None and alone_on_staff and not grace:
+        if shown is None and alone_on_staff:
             expected = f"an <accidental> at {step}{octave}, since the key or the bar has another alteration"
             raise BadRow("wrong-form", expected, f"none in {where}")
         sign = SIGNS[int(alter)]
-        altered.bar[step, octave] = int(alter)
+        if note.find("grace") is None:  # its sign is its own: ABC does not say otherwise
+            altered.bar[step, octave] = int(alter)
     name = step.lower() + "'" * (octave - 5) if octave >= 5 else step + "," * (4 - octave)
     tie = "-" if any(item.get("type") == "start" for item in note.findall("notations/tied")) else ""
     return f"{sign}{name}{length_text(written_length(note, where))}{tie}"

@@ -286,14 +286,21 @@ class _Part:
         """Grace notes and the note, chord or rest that they lead to."""
         groups = _chords(notes)
         graces, main = groups[:-1], groups[-1]
-        if main[0].find("grace") is not None:
-            raise marks.unsupported("grace notes behind the last note", self.where)
+        if main[0].find("chord") is not None:
+            raise marks.unsupported("chord behind another element", self.where)
         staff, voice = int(marks.text_of(main[0], "staff", "1")), marks.text_of(main[0], "voice", "1")
         key = (staff, voice)
-        lasts = sounding_length(main[0], self.divisions, self.where)
         alone = sum(other == staff for other, _ in self.voices) == 1
+        if main[0].find("grace") is not None:  # behind the last note
+            event = Event(
+                self.cursor, Fraction(0), grace_text(groups, self.altered[key], self.where, alone_on_staff=alone)
+            )
+            self._slurs(notes, event, f"{staff}/{voice}")
+            self.events[key].append(event)
+            return
+        lasts = sounding_length(main[0], self.divisions, self.where)
         marked = self.pending.pop(staff, "")
-        grace = grace_text(graces, self.altered[key], self.where)
+        grace = grace_text(graces, self.altered[key], self.where, alone_on_staff=alone)
         if main[0].find("rest") is not None:
             event = Event(self.cursor, lasts, f"{grace}{marked}{rest_text(main[0], lasts, self.where)}")
         else:
@@ -310,9 +317,13 @@ class _Part:
             raise BadRow("wrong-form", "a bar of music", f"{self.furthest} quarters in {self.where}")
 
     def _slurs(self, notes: list[ET.Element], event: Event, voice: str) -> None:
-        for slur in (slur for note in notes for slur in note.findall("notations/slur")):
+        """Of one note ends come before beginnings, which may have the same number."""
+        slurs = [sorted(note.findall("notations/slur"), key=lambda slur: slur.get("type") != "stop") for note in notes]
+        for slur in (slur for of_note in slurs for slur in of_note):
             number = slur.get("number", "1")
             if slur.get("type") == "start":
+                if ("slur", voice, number) in self.open:
+                    raise BadRow("wrong-form", "an end of a slur before another of its number", f"none in {self.where}")
                 self.open["slur", voice, number] = (self.index, "")
                 event.text = f"({event.text}"
             elif slur.get("type") == "stop":
