@@ -5,19 +5,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipelines.prepare.answer_checks import code_switching, parse_steps, problem, steps_with_image
-from pipelines.prepare.sampling import make_requests, select_answers
+from pipelines.prepare.ingest import ingest
+from pipelines.prepare.sampling import Selection, make_requests, select_answers
 from tests.prepare.builders import small_recipe
 from tests.prepare.curate.builders import prose
 from tests.prepare.curate.conversations import PHOTO, a_chat
 from tests.prepare.curate.test_scores import Server, server  # noqa: F401 (a fixture)
 from tests.prepare.test_sampling import answer_all, out, reference, sources  # noqa: F401 (a fixture)
+from trainer.after import latex
 from trainer.after.answers import Request
 from trainer.curation import Checks
 from trainer.data.sample import Key, Sample
@@ -192,6 +193,52 @@ def test_a_judge_reads_the_steps_once_whatever_the_threshold(out: str, server: S
         select_answers(changed, "sft", out)
 
 
+MATHS = {r"\frac{1}{2}": ("0.5", "0.6"), "x^2+2x+1": ("(x+1)^2", "(x-1)^2"), r"\{1,2\}": (r"\{2,1\}", "(1,2)")}
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo"])
+def test_tasks_in_latex_go_from_rows_to_kept_answers_and_pairs(
+    out: str,  # noqa: F811
+    tmp_path: Path,
+    stage: str,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(latex, "CPU_S", 1)
+    rows = [
+        {
+            "id": f"m{number}",
+            "messages": [{"role": "user", "content": f"Task {number}."}, {"role": "assistant", "content": value}],
+            "key": {"task": "latex", "value": value},
+        }
+        for number, value in enumerate(MATHS)
+    ]
+    path = tmp_path / "maths.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = f"{{format: openai, path: '{path}', kind: instruction, rendering: chat}}"
+    recipe = small_recipe(
+        f"prepare.sources.maths={source}",
+        f"stages.{stage}.data={{sampled: 1}}",
+        f"stages.{stage}.sampling.tasks=[maths]",
+    )
+    ingest(recipe, out, "maths", recipe.prepare.sources["maths"], "train", str(path), [])
+    requests = make_requests(recipe, stage, out)
+    assert len(requests) == 3
+
+    def answers(request: Request) -> list[tuple[str, str]]:
+        assert request.sample.key is not None
+        right, wrong = MATHS[request.sample.key.value]
+        steps = "First we look at both sides. Then 1 + 1 = 2 follows.\n\n"
+        told = (f"{steps}So the answer is ${wrong}$.", f"{steps}\\boxed{{{right}}}", "9^{9^{9^9}}")
+        return [(text, "stop") for text in told]
+
+    answer_all(out, stage, requests, answers)
+    content = select_answers(recipe, stage, out)
+    assert (content["correct"], content["incorrect"], content["undecided"], content["kept"]) == (3, 6, 2, 3), content
+    for sample in sources(out, stage):
+        chosen = (sample.chosen or sample.messages[-1:])[0].parts[0].text  # type: ignore[union-attr]
+        assert "boxed" in chosen and (stage == "sft" or "So the answer" in sample.rejected[0].parts[0].text)  # type: ignore[union-attr]
+
+
 def test_a_judges_counts_have_to_be_possible():
     assert parse_steps('{"steps": 2, "steps_with_image": 3}') is None
     assert parse_steps('Here: {"steps": 2, "steps_with_image": 2}') is not None
@@ -210,10 +257,7 @@ def test_checks_that_cannot_be_are_refused(checks: str, want: str):
         recipe_of("sft", checks)
 
 
-def test_selection_counts_come_back_from_what_is_stored(tmp_path: Path):
-    from pipelines.prepare.sampling import Selection
-
+def test_selection_counts_come_back_from_what_is_stored():
     counts = Selection(requests=2, refused=1)
     counts.of_check["max_words"] += 1
-    make: Callable[[Any], Selection] = Selection.from_json
-    assert make(json.loads(json.dumps(counts.as_json()))) == counts
+    assert Selection.from_json(json.loads(json.dumps(counts.as_json()))) == counts

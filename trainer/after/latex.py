@@ -21,6 +21,8 @@ import sys
 import threading
 from pathlib import Path
 
+from trainer.errors import UsageError
+
 CPU_S = 5
 """Of one comparison. Seconds of the processor, so that a busy machine decides as an idle one does."""
 WALL_S = 60.0
@@ -80,8 +82,11 @@ class _Worker:
             )  # fmt: skip
             if self._line(self.process, START_S) is None:
                 self.stop()
-                raise RuntimeError(
-                    "the process that compares LaTeX does not start: sympy and antlr4-python3-runtime 4.11 are needed"
+                raise UsageError(
+                    "the process that compares LaTeX does not start",
+                    where=program,
+                    expected="sympy and antlr4-python3-runtime 4.11 beside this package",
+                    do="install the extra prepare or train; `python PROGRAM 2000000000` says what is missing",
                 )
         return self.process
 

@@ -63,15 +63,17 @@ def columns(work: Work, source: Source, asked: Instructions, *, name: str, out: 
         judge.max_failed of the samples.
     """
     words = asked.harmful_words
-    rules_key = digest({"version": VERSION, "words": sorted(harmful_list(words))})
-    tables = [_table(work, source, "answers", rules_key, _mapped(work, lambda text: _rules_row(text, words)), ANSWERS)]
+    rules_key = digest({"version": answer_rules.VERSION, "words": sorted(harmful_list(words))})
+    rows = _mapped(work, lambda text: _rules_row(text, words))
+    tables = [_table(work, source, "answers", rules_key, rows, ANSWERS, name)]
     facts: Json = {}
     judging = _Judging(asked.judge, source, name, out, seed) if asked.judge is not None else None
     if judging is not None and asked.classify == "judge":
         tables.append(judging.table(work, "domain", conversation_judge.label_prompt(), LABELS))
         facts["domain_judge"] = judging.facts.pop("domain")
     else:
-        tables.append(_table(work, source, "domain", digest({"rules": VERSION}), _mapped(work, _label_row), LABELS))
+        key = digest({"version": domain_rules.VERSION, "domains": sub_domains()})
+        tables.append(_table(work, source, "domain", key, _mapped(work, _label_row), LABELS, name))
     if judging is not None:
         tables.append(judging.table(work, "quality", conversation_judge.QUALITY_PROMPT, QUALITY))
         facts["quality_judge"] = judging.facts.pop("quality")
@@ -121,10 +123,11 @@ def _table(
     key: str,
     rows: Callable[..., list[Json]],
     schema: pa.Schema,
+    told: str,
     whole: Callable[[], bool] = lambda: True,
 ) -> pa.Table:
     tables = [
-        work.column(source, shard, kind=kind, key=key, rows=rows, schema=schema, told=source.uri, whole=whole)
+        work.column(source, shard, kind=kind, key=key, rows=rows, schema=schema, told=told, whole=whole)
         for shard in range(source.num_shards)
     ]
     return pa.concat_tables(tables) if tables else schema.empty_table()
@@ -134,7 +137,7 @@ class _Judging:
     """One judge on one source, asked two kinds of questions into one record."""
 
     def __init__(self, judge: Judge, source: Source, name: str, out: str, seed: int):
-        self.judge, self.source, self.seed = judge, source, seed
+        self.judge, self.source, self.name, self.seed = judge, source, name, seed
         self.where = f"prepare.sources.{name}.curate.instructions.judge"
         self.record = Record(storage.join(out, "data", "answers", "judge", name))
         self.facts: dict[str, Json] = {}
@@ -154,7 +157,8 @@ class _Judging:
             self._refuse_too_many(asking)
             return [_judged(kind, sample, valid) for sample, valid in zip(samples, answers, strict=True)]
 
-        key = digest({"judge": judge_facts(self.judge), "version": VERSION, "prompt": prompt, "seed": self.seed})
+        version = conversation_judge.VERSION
+        key = digest({"judge": judge_facts(self.judge), "version": version, "prompt": prompt, "seed": self.seed})
         before = 0
 
         def whole() -> bool:  # a shard with a call that failed is not stored: it is made again
@@ -163,7 +167,7 @@ class _Judging:
             return complete
 
         try:
-            found = _table(work, self.source, kind, key, rows, schema, whole)
+            found = _table(work, self.source, kind, key, rows, schema, self.name, whole)
         finally:
             reader.close()
         names = ("asked", "recorded", "malformed", "unanswered", "failed")
@@ -268,4 +272,5 @@ def key_of(asked: Instructions) -> Json:
     content = identity(asked)
     if asked.judge is not None:
         content["judge"] = judge_facts(asked.judge)
-    return {"asked": content, "version": VERSION, "words": sorted(harmful_list(asked.harmful_words))}
+    words = sorted(harmful_list(asked.harmful_words))
+    return {"asked": content, "version": VERSION, "words": words, "domains": sub_domains()}
