@@ -7,7 +7,7 @@ comes back into new shards, under the filters that the judge's words pass.
 A line: {"sample", "step" (from 0), "digest", "reasoning"}; further fields are for people and not read. `digest` is of
 what the reasoning is about (query, calls with their places, screenshots), so words never land on another step. An empty
 `reasoning` is no answer, null takes the words away, and words that stand there already change nothing; so the same
-answers taken twice give the same samples.
+answers taken twice give the same samples. What curation has dropped goes neither out nor into the new shards.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,12 +22,14 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipelines.prepare.formats.rows import Bad, json_entries
+from pipelines.prepare.grounding.annotated import samples_of
 from pipelines.prepare.reasoning.annotate_page import write_page
 from pipelines.prepare.reasoning.filters import problem, tidy
 from pipelines.prepare.reasoning.steps import Step, steps_of, with_reasoning
 from pipelines.prepare.resumable import ResumableShards, stored
 from trainer import storage
-from trainer.data.sample import Sample, from_json
+from trainer.data import kept
+from trainer.data.sample import Sample
 from trainer.data.shards import MANIFEST, ShardReader, Source
 from trainer.errors import DataError, UsageError
 from trainer.reasoning import Filters
@@ -52,13 +53,6 @@ class Answer(BaseModel):
     reasoning: str | None
 
 
-def samples_in(source: Source) -> Iterator[tuple[int, int, Sample]]:
-    """(shard, row, sample) of all, text only."""
-    for shard in range(source.num_shards):
-        for row, text in enumerate(source.index(shard)["sample_json"].to_pylist()):
-            yield shard, row, from_json(text)
-
-
 def filters_of(source: Source) -> Filters:
     """Those that the shards were made with; the usual ones where they say none."""
     return Filters.model_validate((source.manifest.get("reasoning") or {}).get("filters") or {})
@@ -77,7 +71,7 @@ def export(source: Source, folder: str, *, samples: int, first: int = 0) -> Json
     if (target / STEPS).exists():
         raise UsageError("there are steps already, which may have been written on", where=str(target / STEPS),
                          expected="a folder without them", do="choose another --out")  # fmt: skip
-    found = [(shard, row, sample) for shard, row, sample in samples_in(source) if steps_of(sample)]
+    found = [(shard, row, sample) for shard, row, sample in samples_of(source) if steps_of(sample)]
     chosen = found[first : first + samples]
     if not chosen:
         raise UsageError("no trajectories to write about", where=source.uri, expected=f"some from number {first} on",
@@ -146,7 +140,7 @@ def take(source: Source, answers: str, out: str, *, replace: bool = False, max_b
     taken = Taken()
     found, read = _answers(answers, taken)
     trajectories = 0
-    for _, _, sample in samples_in(source):
+    for _, _, sample in samples_of(source):
         steps = steps_of(sample)
         trajectories += bool(steps)
         _decide(sample, steps, found, filters, taken)
@@ -155,7 +149,9 @@ def take(source: Source, answers: str, out: str, *, replace: bool = False, max_b
     funnel = taken.funnel(read, trajectories)
     _check(taken, read, max_bad_fraction, answers)
     facts = {name: value for name, value in source.manifest.items() if name in ("source", "split", "reasoning")}
-    key = digest({"version": VERSION, "from": source.digest, "filters": filters.model_dump(), "texts": _plain(taken)})
+    key = digest(
+        {"version": VERSION, "from": kept.data_digest(source), "filters": filters.model_dump(), "texts": _plain(taken)}
+    )
     if (there := stored(out, key)) is not None:
         print(f"annotate: {out} is already there", flush=True)
         return there
@@ -265,7 +261,7 @@ def _plain(taken: Taken) -> list[Any]:
 def _write(source: Source, taken: Taken, made: ResumableShards, funnel: Json, facts: Json) -> None:
     reader = ShardReader(source)
     try:
-        for number, (shard, row, sample) in enumerate(samples_in(source)):
+        for number, (shard, row, sample) in enumerate(samples_of(source)):
             if number < made.num_items:
                 continue
             made.add([(_written(sample, taken.texts.get(sample.id)), reader.media(shard, row))], counts=dict)

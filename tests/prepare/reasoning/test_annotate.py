@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipelines.cli import data
@@ -18,6 +19,7 @@ from tests.prepare.builders import write_lines
 from tests.prepare.reasoning.builders import WALK, a_walk, read_back, stored
 from tests.prepare.through import trained
 from trainer import storage
+from trainer.data import kept
 from trainer.data.shards import Source
 from trainer.errors import DataError, UsageError
 
@@ -112,6 +114,17 @@ def test_null_takes_words_away_and_an_empty_answer_leaves_them(source: Source, t
     )
     found = take(source, str(path), str(tmp_path / "other"))
     assert words(str(tmp_path / "other"))[0][0] == JUDGES and found["made"]["steps not answered"] == 8
+
+
+def test_what_curation_has_dropped_stays_out(source: Source, tmp_path: Path):
+    path = answered(source, tmp_path, w0_1=TYPED)
+    kept.write(source, np.array(["", "dedup.exact"], dtype=object), key="k" * 64, funnel={})
+    assert {line["sample"] for line in exported(source, tmp_path / "left")} == {"w0"}
+    with pytest.raises(DataError, match="unknown-step"):
+        take(source, str(path), str(tmp_path / "new"))
+    write_lines(path, [line for line in path.read_text().splitlines() if '"w0"' in line])
+    found = take(source, str(path), str(tmp_path / "new"))
+    assert found["made"]["trajectories"] == 1 and [one.id for one, _ in read_back(str(tmp_path / "new"))] == ["w0"]
 
 
 # ---------------------------------------------------------------- faults
