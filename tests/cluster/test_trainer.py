@@ -33,7 +33,7 @@ OVERRIDES = [
     f"stages.{STAGE}.compute.node_pool=cpu",
     f"stages.{STAGE}.compute.nodes=2",
     f"stages.{STAGE}.compute.gpus_per_node=1",
-    f"stages.{STAGE}.schedule.steps=40",
+    f"stages.{STAGE}.schedule.steps=24",
     f"stages.{STAGE}.checkpoint.every_steps=4",
 ]
 LIMIT_S = 600
@@ -88,7 +88,7 @@ def test_a_stage_with_a_killed_worker_ends_in_the_bits_of_an_undisturbed_one(ben
         return newest.step if newest else 0
 
     before = bench.until("a commit", committed, LIMIT_S)
-    assert before < 40, "the worker must be killed in the middle"
+    assert before < 24, "the worker must be killed in the middle"
     kill(bench.running(step=STAGE)[1])
     training.done(LIMIT_S)
     jobs = [job["metadata"]["name"][-3:] for job in bench.jobs() if f"-{STAGE}-" in job["metadata"]["name"]]
