@@ -125,10 +125,8 @@ class Launcher:
         """A person stops watching: the job goes on, and the reaper lets it be. Names of such jobs."""
         left = []
         for job in self.view.jobs() if self._view is not None else []:
-            if (
-                job["metadata"].get("annotations", {}).get(names.LAUNCHER) == self.launcher
-                and not read(job, []).outcome
-            ):
+            marks = job["metadata"].get("annotations", {})
+            if marks.get(names.LAUNCHER) == self.launcher and not read(job, []).outcome:
                 self.attempts.let_go(job)
                 left.append(job["metadata"]["name"])
         return left

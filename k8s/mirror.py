@@ -29,6 +29,7 @@ MAX_SHORT_S = 20.0
 """Between two watches that the server ends within SHORT_S without a change."""
 SHORT_S = 30.0
 READY_S = 180.0
+RULES_S = 60.0
 MAX_EVENTS = 200
 
 
@@ -164,10 +165,9 @@ class Mirror:
             except Gone:
                 version = ""
             except ClusterError as error:
-                with self._changed:
-                    self._error = error
-                    self._changed.notify_all()
-                return
+                longest = MAX_SILENT_S
+                if not self._may_pass(kind, error):
+                    return
             except Exception as error:  # Disconnected, Unreachable, half an answer: a thread that ends sees no more
                 longest = MAX_SILENT_S
                 with self._changed:
@@ -177,6 +177,17 @@ class Mirror:
                 pause = AGAIN_S
             self._stop.wait(min(pause, longest))
             pause = min(pause * 2, longest)
+
+    def _may_pass(self, kind: Kind, error: ClusterError) -> bool:
+        """A server that has just started may forbid what it allowed before, until it knows its rules again."""
+        with self._changed:
+            self._trouble = str(error)
+            since = self._silent.setdefault(kind, self._clock())
+            if kind in self._ready and self._clock() - since <= RULES_S:
+                return True
+            self._error = error
+            self._changed.notify_all()
+            return False
 
     def _heard(self, kind: Kind) -> None:
         with self._changed:

@@ -165,6 +165,28 @@ def test_what_the_server_forbids_ends_the_wait(server: ApiServer, quick: None) -
         a_mirror(server)
 
 
+@pytest.mark.parametrize(("rules_s", "ends"), [(60.0, False), (0.5, True)])
+def test_what_was_allowed_and_is_forbidden_for_a_moment_is_waited_for(
+    server: ApiServer, quick: None, monkeypatch: pytest.MonkeyPatch, rules_s: float, ends: bool
+) -> None:
+    """A server that starts answers 403 until it has read its roles."""
+    monkeypatch.setattr(mirrors, "RULES_S", rules_s)
+    a_job(server)
+    mirror = a_mirror(server)
+    server.fault = lambda method, path, query: (403, {"message": "no role yet"}) if "watch" in query else None
+    server.epoch += 1
+    until(mirror.silent_since, "that it is known")
+    time.sleep(1.0)
+    server.fault = lambda *_: None
+    server.change(lambda memory: memory.pod(0))
+    if ends:
+        with pytest.raises(ClusterError, match="no role yet"):
+            mirror.wait(5)
+    else:
+        until(mirror.pods, "the pod")
+    mirror.close()
+
+
 def test_a_server_that_never_lists_is_given_up(server: ApiServer) -> None:
     server.fault = lambda *_: (503, {"message": "later"})
     with pytest.raises(Unreachable, match="silence"):
