@@ -4,9 +4,9 @@ counts it, and its value is the threshold; a filter that is not stated is not ap
     curate:
       clean: {languages: [en, zh], min_words: 50, max_symbol_ratio: 0.1, min_image_side: 100}
       score: {scorer: statistics, min: {text_quality: 0.3}}
+      instructions: {classify: rules, limits: {max_repetition: 0.3}, of_domain: {Coding: {max_repetition: 0.6}}}
       decontaminate: {against: [instructions], text: 0.8, image: 56}
       dedup: {exact: true, text: 0.8, image: 56}
-      instructions: {classify: rules, limits: {max_repetition: 0.3}, of_domain: {Coding: {max_repetition: 0.6}}}
 
 Filters are applied in this order; a sample is counted under the first that drops it. What they compare with is computed
 once and stored, so another threshold computes nothing again. `C` is the share 0..1 of a document's characters, `W` of
@@ -267,10 +267,9 @@ class Near(Strict):
 class Curate(Strict):
     clean: Clean | None = result(None)
     score: Score | None = result(None)
+    instructions: Instructions | None = result(None, later=True)
     decontaminate: Near | None = result(None)
     dedup: Near | None = result(None)
-    instructions: Instructions | None = result(None, later=True)
-    """Applied after clean and score, before what is compared with other samples."""
 
     @model_validator(mode="after")
     def _compared(self) -> Curate:
