@@ -37,8 +37,8 @@ WAITS: dict[str, Any] = {"num_retries": 2, "backoff_duration": "60s", "backoff_f
 """On a cluster a step waits for a job and may be evicted meanwhile; started again, it finds the job and waits on."""
 
 
-def definition(pods: StepPods) -> Any:
-    """The pipeline, with the pods of its steps placed."""
+def definition(pods: StepPods | None) -> Any:
+    """The pipeline, with the pods of its steps placed; None for this machine, where steps are processes."""
 
     def task(name: str, component: Any, *after: dsl.PipelineTask, **arguments: Any) -> dsl.PipelineTask:
         """One task, named in the UI; kfp's cache is off (OUT says what is finished); tried again if its pod is lost."""
@@ -89,12 +89,12 @@ def definition(pods: StepPods) -> Any:
     return full_recipe
 
 
-full_recipe = definition(step_pods.shipped())
+full_recipe = definition(None)
 
 
 def compile_to(path: Path = COMPILED, pods: StepPods | None = None) -> None:
-    """Write the definition; with pods that are not the shipped ones it is traced again."""
-    compiler.Compiler().compile(full_recipe if pods is None else definition(pods), str(path))
+    """Write the definition; without pods with those of the committed file."""
+    compiler.Compiler().compile(definition(pods or step_pods.shipped()), str(path))
 
 
 def main() -> None:

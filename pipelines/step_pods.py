@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from kfp import dsl, kubernetes
+from kfp import dsl
 
 from k8s.cluster import Cluster, SecretCredentials, Toleration
 from pipelines.images import launcher_image
@@ -67,8 +67,12 @@ def of_cluster(cluster: Cluster) -> StepPods:
     )
 
 
-def place(task: dsl.PipelineTask, pods: StepPods) -> dsl.PipelineTask:
-    """Say it of one task."""
+def place(task: dsl.PipelineTask, pods: StepPods | None) -> dsl.PipelineTask:
+    """Say it of one task; nothing where steps are processes of this machine."""
+    if pods is None:
+        return task
+    from kfp import kubernetes  # 0.65 s of CPU: it brings in the whole Kubernetes client
+
     task.set_container_image(pods.image)
     for name, value in sorted(pods.env.items()):
         task.set_env_variable(name, value)

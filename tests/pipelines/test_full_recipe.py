@@ -184,6 +184,15 @@ def test_the_script_compiles_for_a_cluster_into_another_file(tmp_path: Path) -> 
     assert COMPILED.read_text() == before
 
 
+def test_a_run_on_this_machine_pays_for_no_kubernetes_client() -> None:
+    script = (
+        "import sys; from pipelines.run import _import_kfp; _import_kfp(); import pipelines.full_recipe;"
+        "print([name for name in ('kubernetes', 'kfp.client', 'kfp.kubernetes') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 # ---------------------------------------------------------------- order, retries, clean-up
 
 
