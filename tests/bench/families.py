@@ -7,8 +7,8 @@
 
 Speed: forward and backward of every sample of the reference mix once, pictures included, the same weights and the same
 head in all three. Padded batches go through transformers' own attention with its mask; the model is the family's tiny
-recipe's, its language model so deep that the tower has the share of the work that it has when released. The mix is packing.py's with lengths divided by SHRINK; a sample
-beyond a pack is cut in all three alike.
+recipe's, its language model so deep that the tower has the share of the work that it has when released. The mix is
+packing.py's with lengths divided by SHRINK; a sample beyond a pack is cut in all three alike.
 """
 
 from __future__ import annotations
