@@ -341,6 +341,12 @@ FAULTS = {
     "wrong-form: .*as <type> says, got 2 in bar 1": FIRST
     + note("G4", 16).replace("<duration>16", "<duration>8"),
     "wrong-form: .*an <accidental> at F5": FIRST + note("F5", 16),
+    "wrong-form: .*the <alter> of a flat, got 0": FIRST + note("G4", 16, "<accidental>flat</accidental>"),
+    "wrong-form: .*notes or rests in every bar": FIRST,
+    "wrong-form: .*<type> in a rest that does": FIRST
+    + note("G4", 8) + note("r", 8).replace("<type>half</type>", ""),
+    "wrong-form: .*one <octave> in a <note>, got 2": FIRST
+    + note("G4", 16).replace("<octave>", "<octave>5</octave><octave>"),
     "wrong-form: .*<duration> above 0": FIRST + note("G4", 16).replace("<duration>16", "<duration>0"),
     "wrong-form: .*a place within the bar": FIRST + "<backup><duration>4</duration></backup>" + note("G4", 16),
     "wrong-form: .*a beginning of every slur": FIRST + note("G4", 16, notations('<slur type="stop"/>')),

@@ -17,7 +17,9 @@ KNOWN = (
     *("grace", "chord", "pitch", "rest", "duration", "tie", "voice", "type", "dot", "accidental"),
     *("time-modification", "stem", "staff", "beam", "notations", "lyric", "instrument", "play"),
 )
-SHOWN = {"double-sharp", "sharp-sharp", "sharp", "natural", "flat", "flat-flat", "double-flat"}
+SHOWN = {"double-sharp": 2, "sharp-sharp": 2, "sharp": 1, "natural": 0, "flat": -1, "flat-flat": -2, "double-flat": -2}
+"""Accidental that is drawn -> alteration."""
+ONCE = ("pitch", "rest", "duration", "type", "accidental", "time-modification", "voice", "staff")
 ARTICULATIONS = {
     **{"staccato": ".", "accent": "!>!", "strong-accent": "!^!", "tenuto": "!tenuto!", "staccatissimo": "!wedge!"},
 }
@@ -44,6 +46,7 @@ class Event:
     text: str
     joined: bool = False
     """Beamed with the next one."""
+    whole_bar: bool = False
     syllables: dict[int, Syllable] | None = None
     """By verse; None of what takes none (rests)."""
 
@@ -79,16 +82,29 @@ def sounding_length(note: ET.Element, divisions: int, where: str) -> Fraction:
     lasts = Fraction(text_of(note, "duration")) / divisions
     if lasts <= 0:
         raise BadRow("wrong-form", "a <duration> above 0", f"{lasts} in {where}")
-    if note.find("type") is None:
-        if note.find("rest") is None:
-            raise BadRow("wrong-form", "<type> in a <note>", f"none in {where}")
+    if is_whole_bar(note):
         return lasts
-    whole_bar = note.find("rest") is not None and note.find("rest").get("measure") == "yes"  # type: ignore[union-attr]
     actual, normal = tuplet_of(note)
-    if not whole_bar and written_length(note, where) * normal / actual != lasts:
+    if written_length(note, where) * normal / actual != lasts:
         expected = f"a <duration> of {written_length(note, where) * normal / actual} quarters, as <type> says"
         raise BadRow("wrong-form", expected, f"{lasts} in {where}")
     return lasts
+
+
+def check_once(note: ET.Element, where: str) -> None:
+    """Raises BadRow: an element twice, of which readers take either."""
+    pitch = note.find("pitch")
+    tags = [child.tag for child in note if child.tag in ONCE] + [
+        child.tag for child in (pitch if pitch is not None else ())
+    ]
+    if twice := next((tag for tag in tags if tags.count(tag) > 1), None):
+        raise BadRow("wrong-form", f"one <{twice}> in a <note>", f"{tags.count(twice)} in {where}")
+
+
+def is_whole_bar(note: ET.Element) -> bool:
+    """A rest that is drawn as one of a whole bar, whatever it lasts."""
+    rest = note.find("rest")
+    return rest is not None and (rest.get("measure") == "yes" or note.find("type") is None)
 
 
 def tuplet_of(note: ET.Element) -> tuple[int, int]:
@@ -102,9 +118,7 @@ def rest_text(note: ET.Element, lasts: Fraction, where: str) -> str:
     only(note, (*KNOWN, "forward"), where)
     if len(note.find("rest")) and note.find("rest/display-step") is None:  # type: ignore[arg-type]
         raise unsupported("rest with children", where)
-    length = lasts
-    if note.find("type") is not None and note.find("rest").get("measure") != "yes":  # type: ignore[union-attr]
-        length = written_length(note, where)
+    length = lasts if is_whole_bar(note) else written_length(note, where)
     sign = "x" if note.get("print-object") == "no" else "z"
     return f"{''.join(_notations(note, where))}{sign}{length_text(length)}"
 
@@ -137,6 +151,8 @@ def _letter(note: ET.Element, altered: Alterations, where: str, *, alone_on_staf
     shown = note.find("accidental")
     if shown is not None and (shown.text or "").strip() not in SHOWN:
         raise unsupported(f"accidental {shown.text}", where)
+    if shown is not None and SHOWN[(shown.text or "").strip()] != alter:
+        raise BadRow("wrong-form", f"the <alter> of a {shown.text}", f"{alter} in {where}")
     tied_in = any(tie.get("type") == "stop" for tie in (*note.findall("tie"), *note.findall("notations/tied")))
     sign = ""
     if shown is not None or (alter != altered.of(step, octave) and not tied_in):

@@ -19,8 +19,10 @@ from pipelines.prepare.scores import marks
 from pipelines.prepare.scores.notes import (
     Alterations,
     Event,
+    check_once,
     chord_text,
     grace_text,
+    is_whole_bar,
     length_text,
     rest_text,
     sounding_length,
@@ -202,6 +204,8 @@ class _Part:
                 self._notes(items)
             else:
                 self._other(items[0])
+        if not self.furthest:
+            raise BadRow("wrong-form", "notes or rests in every bar", f"none in {where}")
         if self.tuplets:
             raise BadRow("wrong-form", "tuplets that end in their bar", f"an open one in {where}")
         for key, voice in self.voices.items():
@@ -286,6 +290,8 @@ class _Part:
         """Grace notes and the note, chord or rest that they lead to."""
         groups = _chords(notes)
         graces, main = groups[:-1], groups[-1]
+        for each in notes:
+            check_once(each, self.where)
         if main[0].find("chord") is not None:
             raise marks.unsupported("chord behind another element", self.where)
         staff, voice = int(marks.text_of(main[0], "staff", "1")), marks.text_of(main[0], "voice", "1")
@@ -303,6 +309,7 @@ class _Part:
         grace = grace_text(graces, self.altered[key], self.where, alone_on_staff=alone)
         if main[0].find("rest") is not None:
             event = Event(self.cursor, lasts, f"{grace}{marked}{rest_text(main[0], lasts, self.where)}")
+            event.whole_bar = is_whole_bar(main[0])
         else:
             text = chord_text(main, self.altered[key], self.where, alone_on_staff=alone)
             event = Event(self.cursor, lasts, f"{grace}{marked}{text}")
@@ -391,6 +398,8 @@ def _chords(notes: list[ET.Element]) -> list[list[ET.Element]]:
 def _filled(events: list[Event], length: Fraction, where: str) -> list[Event]:
     """Invisible rests where a voice says nothing. Raises BadRow: two notes of a voice at once."""
     found, at = [], Fraction(0)
+    if any(event.whole_bar for event in events) and len(events) > 1:
+        raise BadRow("wrong-form", "<type> in a rest that does not fill its bar", f"none in {where}")
     for event in sorted(events, key=lambda item: item.start):
         if event.start < at:
             raise BadRow("wrong-form", "notes of a voice one after the other", f"two at once in {where}")
