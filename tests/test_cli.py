@@ -8,14 +8,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from pipelines.cli.main import COMMANDS, main
-from trainer.errors import RecipeError, StorageError
+from trainer.errors import StorageError
 
 HEAVY = ("torch", "kfp", "mlflow", "daft", "kubernetes", "transformers", "pyarrow", "huggingface_hub", "pydantic")
 
@@ -95,14 +94,6 @@ def test_a_mistake_is_one_message_and_the_documented_code(
     assert "Traceback" not in told
 
 
-@pytest.mark.parametrize("override", ["prepare.sources.caption.format=lava", "family=gwen"])
-def test_submit_refuses_what_check_refuses(override: str) -> None:
-    from pipelines import remote
-
-    with pytest.raises(RecipeError):
-        remote.checked_recipe("tiny", [override], a_cluster(), "s3://b/out")
-
-
 def test_every_shipped_recipe_passes_its_check() -> None:
     from trainer.resolve import shipped
 
@@ -130,91 +121,6 @@ def test_show_gives_a_resolved_recipe_that_is_itself_a_recipe(
     assert main(["recipe", "diff", "tiny", str(stored)]) == 1
     assert capsys.readouterr().out == "result    seed: 1234 -> 7\n"
     assert main(["recipe", "diff", str(stored), str(stored)]) == 0
-
-
-class Kfp(BaseHTTPRequestHandler):
-    """The calls of the KFP API that submit, status and stop make."""
-
-    protocol_version = "HTTP/1.1"
-    seen: list[tuple[str, str, dict]]
-
-    def log_message(self, *_: object) -> None:
-        return
-
-    def do_GET(self) -> None:
-        self.answer({})
-
-    def do_POST(self) -> None:
-        self.answer(json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or b"{}"))
-
-    def answer(self, body: dict) -> None:
-        path = self.path.split("?")[0]
-        self.seen.append((self.command, path, body))
-        run = {"run_id": "r1", "display_name": "tiny", "state": "RUNNING", "experiment_id": "e1"}
-        given = {"out": "s3://bucket/out", "cluster": "local"}
-        run |= {"runtime_config": {"parameters": given}}
-        run |= {"run_details": {"task_details": [{"display_name": "stage1", "state": "RUNNING", "run_id": "r1"}]}}
-        experiment = {"experiment_id": "e1", "display_name": "tiny"}
-        status, found = 200, run
-        if path.endswith("healthz"):
-            found = {"multi_user": False}
-        elif "experiments" in path:
-            found = experiment if self.command == "POST" else {"experiments": [experiment]}
-        elif path.endswith("/runs/none"):
-            status, found = 404, {"error": "run none not found"}
-        content = json.dumps(found).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-
-@pytest.fixture
-def kfp() -> Iterator[tuple[str, list[tuple[str, str, dict]]]]:
-    seen: list[tuple[str, str, dict]] = []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Kfp,), {"seen": seen}))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}", seen
-    server.shutdown()
-
-
-def test_submit_sends_the_compiled_pipeline_with_its_parameters_and_status_and_stop_find_it(
-    kfp: tuple[str, list[tuple[str, str, dict]]], capsys: pytest.CaptureFixture[str]
-) -> None:
-    from pipelines import remote
-
-    host, seen = kfp
-    place = remote.Place(host, "kubeflow")
-    arguments = {"recipe": "qwen2_5_vl_7b", "out": "s3://bucket/out", "overrides": ["seed=7"]}
-    assert remote.submit(place, cluster=a_cluster(), **arguments) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "r1"
-    created = next(body for method, path, body in seen if method == "POST" and path.endswith("/runs"))
-    assert created["pipeline_spec"]["pipelineInfo"]["name"] == "qwenvl-full-recipe"
-    parameters = created["runtime_config"]["parameters"]
-    assert parameters["recipe"] == "qwen2_5_vl_7b" and parameters["overrides"] == ["seed=7"]
-    assert main(["status", "r1", "--host", host]) == 0
-    assert "stage1" in capsys.readouterr().out
-    assert main(["stop", "r1", "--host", host]) == 0
-    assert any(path.endswith("r1:terminate") for _, path, _ in seen)
-    assert main(["status", "none", "--host", host]) == 2
-    assert "knows no such run" in capsys.readouterr().err
-
-
-def a_cluster() -> str:
-    from k8s.cluster import check, load_cluster, shipped
-    from trainer.resolve import load_recipe
-
-    recipe = load_recipe("qwen2_5_vl_7b")
-    return next(name for name in shipped() if not check(recipe, load_cluster(name)))
-
-
-def test_without_an_address_kubeflow_pipelines_is_asked_for(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.delenv("KF_PIPELINES_ENDPOINT", raising=False)
-    assert main(["status", "r1"]) == 2
-    assert "KF_PIPELINES_ENDPOINT" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- addresses that do not answer
