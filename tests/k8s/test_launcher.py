@@ -7,6 +7,8 @@ counts.
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -244,6 +246,19 @@ def load_text(name: str) -> str:
     from importlib import resources
 
     return (resources.files("k8s") / "clusters" / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def test_the_launcher_loads_neither_torch_nor_mlflow_nor_data_frames() -> None:
+    """With its client and S3 it stays near 100 MB."""
+    script = (
+        "import sys, resource, s3fs; from kubernetes import client; import k8s.launcher, k8s.reaper;"
+        "client.ApiClient(client.Configuration());"
+        "heavy = {'torch', 'mlflow', 'pandas', 'pyarrow', 'transformers', 'kfp', 'daft'} & sys.modules.keys();"
+        "print(sorted(heavy), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    heavy, _, memory_mb = done.stdout.strip().rpartition(" ")
+    assert heavy == "[]" and int(memory_mb) < 150
 
 
 def test_the_identity_is_the_digest_at_the_first_step(tmp_path: Any) -> None:
