@@ -11,14 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from random import Random
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from pipelines.cli.main import main
-from pipelines.prepare.corpus.tunes import tune
 from pipelines.prepare.formats import format_of
 from pipelines.prepare.formats.rows import Bad, BadRow, Draft
 from pipelines.prepare.scores import draw
@@ -156,28 +154,6 @@ def test_triplets_and_words_read_the_same():
     assert without[0] == without[1]
     assert [sound.tuplet for sound in ours] == ["3:2"] * 3 + [""] * 3
     assert [word for sound in theirs for word in sound.words] == ["hel", "lo", "you"]
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_tunes_drawn_by_chance_read_the_same(seed: int):
-    made_up = tune(Random(seed)).musicxml
-    together, num_parts = abc(made_up), made_up.count("<part id=")
-    for number in range(num_parts):
-        text = one_part(made_up, number)
-        assert same_music(heard(abc(text), "abc"), heard(text, "xml"))
-        music = abc(text).partition("\nK:")[2].partition("\n")[2]
-        assert together.endswith(music) if num_parts == 1 else f"\nV:{number + 1}\n{music}" in together
-
-
-def one_part(text: str, number: int) -> str:
-    """verovio reads one voice of ABC."""
-    root = ET.fromstring(text)
-    listed = root.find("part-list")
-    assert listed is not None
-    for parent, tag in ((root, "part"), (listed, "score-part")):
-        for other in [part for at, part in enumerate(parent.findall(tag)) if at != number]:
-            parent.remove(other)
-    return ET.tostring(root, encoding="unicode")
 
 
 def test_a_wrong_note_in_the_abc_would_be_noticed():
