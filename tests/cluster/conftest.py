@@ -27,6 +27,8 @@ from tests.state.weed import BUCKET, s3_server
 from trainer.errors import UsageError
 
 QUOTA = "gpus"
+STORAGE_NAMESPACE = "qwenvl-test-storage"
+HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,6 @@ def s3(reached: Reached, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
         port = int(env["AWS_ENDPOINT_URL"].rsplit(":", 1)[1])
         _admin(reached, "apply", "-f", "-", text="\n---\n".join(map(json.dumps, _storage_service(port))))
         yield f"http://s3.{STORAGE_NAMESPACE}.svc:{port}"
-
-
-STORAGE_NAMESPACE = "qwenvl-test-storage"
 
 
 def _storage_service(port: int) -> list[dict[str, Any]]:
@@ -160,6 +159,3 @@ def _gone(reached: Reached, namespace: str, limit_s: float = 60.0) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Starts and stops come first: later the session's cluster is up."""
     items.sort(key=lambda item: item.path.name != "test_lifecycle.py" if item.path.parent == HERE else True)
-
-
-HERE = Path(__file__).parent

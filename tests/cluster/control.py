@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from k8s.tools import tool
-from tests.cluster.place import AUDIT, DNS_SERVICE, GATEWAY, KUBECONFIG, LOGS, PKI, RUN, SERVICE_RANGE
+from tests.cluster.place import AUDIT, DNS_SERVICE, GATEWAY, KUBECONFIG, PKI, RUN, SERVICE_RANGE
 from tests.cluster.processes import inside, pid_of, run, spawn, wait_for
 from tests.cluster.programs import Programs
 
@@ -131,7 +131,3 @@ def running() -> list[tuple[str, int, int]]:
             status = Path(f"/proc/{pid}/status").read_text()
             rows.append((path.name, pid, int(status.split("VmRSS:")[1].split()[0]) // 1024))
     return rows
-
-
-def log_of(name: str) -> Path:
-    return LOGS / f"{name}.log"

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 
 from tests.cluster import control, images, nodes, operators, pki, programs
-from tests.cluster.place import GATEWAY, HOME, NODES, UP
+from tests.cluster.place import GATEWAY, HOME, LOGS, NODES, UP
 from tests.cluster.processes import (
     folders,
     leftovers,
@@ -21,9 +22,6 @@ from tests.cluster.processes import (
     wait_for,
 )
 from trainer.errors import UsageError
-
-LIMIT_S = 60.0
-"""What a start is promised to take once the programs are built."""
 
 
 @dataclass(frozen=True)
@@ -108,15 +106,11 @@ def _start(built: programs.Programs) -> images.Image:
         with _timed("control plane"):
             control.start_control_plane(built)
             control.apply(control.POLICIES.read_text())
-        with _timed("images, nodes, DNS, training-operator, Kueue"):
+        with _timed("nodes, DNS and operators, beside each other"):
             pause, image = made.result()
-            parts = [pool.submit(_operators, built), pool.submit(_kueue, built)]
-            parts.append(pool.submit(control.start_dns, built))
-            for node in NODES:
-                nodes.load_images(node, [pause, image])
-                nodes.start_kubelet(built, node)
-            for node in NODES:
-                nodes.node_ready(node)
+            parts = [pool.submit(part, built) for part in (_operators, _kueue, _dns)]
+            with _timed("  images and nodes"):
+                _nodes(built, [pause, image])
             for part in parts:
                 part.result()
     with _timed("policies in force"):
@@ -130,16 +124,31 @@ def _images(built: programs.Programs) -> tuple[images.Image, images.Image]:
     return images.make_pause(built), images.make_trainer()
 
 
+def _nodes(built: programs.Programs, made: list[images.Image]) -> None:
+    for node in NODES:
+        nodes.load_images(node, made)
+        nodes.start_kubelet(built, node)
+    for node in NODES:
+        nodes.node_ready(node)
+
+
 def _operators(built: programs.Programs) -> None:
-    operators.install_training_operator(built)
-    operators.start_training_operator(built)
-    operators.training_operator_ready()
+    with _timed("  training-operator"):
+        operators.install_training_operator(built)
+        operators.start_training_operator(built)
+        operators.training_operator_ready()
 
 
 def _kueue(built: programs.Programs) -> None:
-    operators.install_kueue(built)
-    operators.start_kueue(built)
-    operators.kueue_ready()
+    with _timed("  Kueue"):
+        operators.install_kueue(built)
+        operators.start_kueue(built)
+        operators.kueue_ready()
+
+
+def _dns(built: programs.Programs) -> None:
+    with _timed("  DNS"):
+        control.start_dns(built)
 
 
 def _policy_works() -> bool:
@@ -161,10 +170,6 @@ def _remove(*, keep_logs: bool = False) -> None:
 
 
 def _keep_logs() -> None:
-    import shutil
-
-    from tests.cluster.place import LOGS
-
     target = HOME / "logs-of-the-last-failure"
     shutil.rmtree(target, ignore_errors=True)
     with contextlib.suppress(OSError):

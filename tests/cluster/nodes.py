@@ -107,7 +107,7 @@ def start_kubelet(programs: Programs, node: Node) -> None:
         "podLogsDir": f"{node.folder}/pod-logs",
     }
     (node.folder / "kubelet.json").write_text(json.dumps(settings))
-    labels = ",".join(f"{key}={value}" for key, value in node.all_labels.items())
+    labels = ",".join(f"{key}={value}" for key, value in node.labels.items())
     spawn(
         kubelet_name(node), programs["kubelet"], f"--config={node.folder}/kubelet.json",
         f"--kubeconfig={RUN}/{node.name}.kubeconfig", f"--root-dir={node.folder}/kubelet",

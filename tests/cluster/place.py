@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 NAME = "qwenvl-test-cluster"
@@ -44,7 +44,6 @@ class Node:
     name: str
     pool: str
     gpus: int = 8
-    labels: dict[str, str] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -59,8 +58,8 @@ class Node:
         return f"/{NAME}/{self.name}"
 
     @property
-    def all_labels(self) -> dict[str, str]:
-        return {"qwenvl-train/pool": self.pool, "qwenvl-train/fabric": f"{self.pool}-rack", **self.labels}
+    def labels(self) -> dict[str, str]:
+        return {"qwenvl-train/pool": self.pool, "qwenvl-train/fabric": f"{self.pool}-rack"}
 
 
 NODES = (Node(0, "gpu-a-0", "gpu-a"), Node(1, "gpu-a-1", "gpu-a"), Node(2, "gpu-b-0", "gpu-b"))

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from tests.cluster.place import CGROUPS, DAEMONS, LOGS, NAME, NETNS, PKI, RUN
+from tests.cluster.place import API_SERVICE, CGROUPS, DAEMONS, DNS_SERVICE, GATEWAY, LOGS, NAME, NETNS, PKI, RUN
 from tests.cluster.programs import PATH
 from trainer.errors import UsageError
 
@@ -135,8 +135,6 @@ def _reap(pid: int) -> None:
 def network() -> None:
     """A network namespace with a bridge; nothing of it is reachable from outside, and it reaches nothing outside."""
     run("ip", "netns", "add", NAME)
-    from tests.cluster.place import API_SERVICE, DNS_SERVICE, GATEWAY
-
     for words in (
         "link set lo up",
         "link add cni0 type bridge",

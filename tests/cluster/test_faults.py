@@ -5,6 +5,7 @@ Every row has its control: the same stage without the fault, or the same fault w
 
 from __future__ import annotations
 
+import json
 import signal
 from typing import Any
 
@@ -85,8 +86,6 @@ def test_an_evicted_worker_is_a_preemption_and_no_attempt_is_counted(bench: Benc
     bench.until("a commit", lambda: 4 in bench.commits())
     pod = bench.running()[1]["metadata"]["name"]
     eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": bench.namespace}}
-    import json
-
     path = f"/api/v1/namespaces/{bench.namespace}/pods/{pod}/eviction"
     bench.kubectl("create", "--raw", path, "-f", "-", text=json.dumps(eviction))
     launching.done()

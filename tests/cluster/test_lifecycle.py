@@ -18,6 +18,9 @@ from trainer.errors import UsageError
 
 pytestmark = pytest.mark.cluster
 
+OUTSIDE = Path("/proc/self/ns/net").stat().st_ino
+"""The network of this process before it goes into the cluster's."""
+
 
 @pytest.fixture
 def nothing_up() -> None:
@@ -57,11 +60,10 @@ def test_every_program_is_in_the_clusters_network_and_nothing_listens_outside(re
     if os.environ.get("KUBECONFIG"):
         pytest.skip("of our own cluster")
     inside = place.NETNS.stat().st_ino
-    outside = Path("/proc/1/ns/net").stat().st_ino
     running = control.running()
     assert {"etcd", "kube-apiserver", "kueue", "training-operator", "coredns"} <= {name for name, *_ in running}
     for name, pid, _ in running:
-        assert Path(f"/proc/{pid}/ns/net").stat().st_ino == inside != outside, name
+        assert Path(f"/proc/{pid}/ns/net").stat().st_ino == inside != OUTSIDE, name
     # Nor does the cluster reach anything: there is no way out of its network.
     with socket.socket() as probe:
         probe.settimeout(2)
