@@ -198,13 +198,13 @@ def test_a_pod_that_outlives_its_grace_is_on_a_node_that_is_left_out() -> None:
 def test_an_attempt_that_is_given_up_is_removed_and_its_pods_are_waited_for() -> None:
     bench = Bench()
     bench.api.outlive = True
-    script(
-        bench, lambda: bench.api.pod(0), lambda: bench.api.pod(0, uid="another"), *[nothing] * 4, lambda: _end(bench)
-    )
+    still_one: list[int] = []
+    replaced = (lambda: bench.api.pod(0), lambda: bench.api.pod(0, uid="another"))
+    script(bench, *replaced, *[lambda: still_one.append(bench.created())] * 4, lambda: _end(bench))
     bench.launch()
     calls = [call for call in bench.api.calls if call.split()[0] in ("delete", "create") and "PyTorchJob" in call]
     assert [call.split()[0] for call in calls] == ["create", "delete", "create"]
-    assert bench.heard("was replaced in the middle")
+    assert bench.heard("was replaced in the middle") and still_one == [1] * 4
 
 
 def _end(bench: Bench) -> None:
