@@ -58,6 +58,15 @@ def test_duplicates_are_found_and_nothing_else(results: dict[str, dict[str, Any]
     assert all(figures[f"recall_by_transform.{name}"] >= 0.95 for name in ("jpeg_60", "half_size", "crop_2"))
 
 
+def test_memory_of_a_preparation_does_not_grow_with_the_samples(results: dict[str, dict[str, Any]]) -> None:
+    figures = results["prepare"]["figures"]
+    assert figures["samples"] == 12_000 and figures["shards_mb"] > 200
+    assert figures["pss_growth"] < 0.2 and figures["pss_12k_mb"] < figures["limit_mb"]
+    per_hour = 3600 * figures["samples_per_s_per_core"]
+    assert figures["cpu_hours_per_1m"] * per_hour == pytest.approx(1e6)
+    assert figures["ray_over_native"] > 0
+
+
 def test_a_benchmark_that_is_not_there_is_refused() -> None:
     command = [sys.executable, "-m", "tests.bench", "no-such-benchmark"]
     done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT, env=_environment())

@@ -1,7 +1,8 @@
 """Row functions over blocks of rows on Daft: the embedded runner on one machine, the same code on Ray.
 
-A block is a few hundred rows: bounded memory however large a source is. Results come back in the order of the rows,
-whatever order they were computed in, so that outputs do not depend on the runner.
+A block is a few hundred rows: bounded memory however large a source is. On Ray it is cut into as many partitions as the
+cluster has processors. Results come back in the order of the rows, whatever order they were computed in, so that
+outputs depend neither on the runner nor on partitions and workers.
 """
 
 from __future__ import annotations
@@ -46,8 +47,11 @@ class Engine:
         import daft
 
         self.daft = daft
+        self.partitions = 1
+        """Parts of a block that may be computed on different workers; the embedded runner has no use for more."""
         if kind == "ray":
             daft.set_runner_ray(noop_if_initialized=True)
+            self.partitions = _num_workers()
 
     def map(self, function: Callable[[str], Answer], rows: list[str]) -> list[Answer]:
         """One answer a row, in order. An exception inside `function` ends the run: it must return what is expected."""
@@ -60,7 +64,16 @@ class Engine:
             return {"text": text, "files": files}
 
         frame = daft.from_pydict({"number": list(range(len(rows))), "row": rows})
+        if self.partitions > 1:
+            frame = frame.into_partitions(min(self.partitions, len(rows)))
         answered: Any = answer(frame["row"])  # an expression
         found = frame.select(frame["number"], answered.alias("answer")).to_pydict()
         by_number = sorted(zip(found["number"], found["answer"], strict=True), key=lambda pair: pair[0])
         return [(item["text"], item["files"] or []) for _, item in by_number]
+
+
+def _num_workers() -> int:
+    """Processors of the Ray cluster that Daft runs on."""
+    import ray
+
+    return max(1, int(ray.cluster_resources().get("CPU", 1))) if ray.is_initialized() else 1
