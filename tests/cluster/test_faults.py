@@ -1,6 +1,6 @@
 """What goes wrong with workers, nodes and launchers on a real cluster, and what the launcher decides.
 
-Every row has its control: the same stage without the fault, or the same fault where it must lead elsewhere.
+Controls: the same stage without the fault, which several rows share, or the same fault where it must lead elsewhere.
 """
 
 from __future__ import annotations
