@@ -331,6 +331,13 @@ FAULTS = {
     "wrong-form: .*of one <time-modification>": TRIPLETS + triplet("G4 A4 B4").replace('<tuplet type="start"/>', ""),
     "wrong-form: .*notes of a voice one after the other": FIRST
     + note("G4", 16) + "<backup><duration>8</duration></backup>" + note("A4", 8),
+    "wrong-form: .*a number in <duration> of <note>": FIRST
+    + note("G4", 16).replace("<duration>16", "<duration>1e999999999"),
+    "wrong-form: .*a meter as 3/4": FIRST.replace("<beats>4", "<beats>four") + note("G4", 16),
+    "wrong-form: .*a meter as .*4/0": FIRST.replace("<beat-type>4", "<beat-type>0") + note("G4", 16),
+    "wrong-form: .*an <octave> of 0 to 9": FIRST + note("G4", 16).replace("<octave>4", "<octave>300000000"),
+    "unsupported: .*<root-step 'H'>": FIRST
+    + "<harmony><root><root-step>H</root-step></root><kind>major</kind></harmony>" + note("G4", 16),
     "wrong-form: .*<divisions> of 1": FIRST.replace("<divisions>4", "<divisions>0") + note("G4", 16),
 }  # fmt: skip
 
@@ -359,6 +366,12 @@ def packed(text: str, *, container: str | None = None) -> bytes:
         archive.writestr("META-INF/container.xml", container or named)
         archive.writestr("score.xml", text)
     return sink.getvalue()
+
+
+def damaged(archive: bytes) -> bytes:
+    """The compressed bytes of the score are others; the directory of the archive is whole."""
+    begin = archive.index(b"score.xml") + len(b"score.xml")
+    return archive[:begin] + bytes(byte ^ 0x5A for byte in archive[begin : begin + 40]) + archive[begin + 40 :]
 
 
 LONG = score([FIRST + note("G4", 8) + note("A4", 8), *[note("B4", 2) * 8] * 119, note("D5", 16)])
@@ -410,6 +423,7 @@ def test_a_packed_score_is_the_same_as_a_plain_one(tmp_path: Path):
         (score(CASES["beams"][0]).replace("score-partwise", "score-timewise").encode(), "wrong-form"),
         (b"<score-partwise><part-list/></score-partwise>", "wrong-form"),
         (packed(score(CASES["beams"][0]))[:-30], "bad-score"),
+        (damaged(packed(score(CASES["beams"][0]))), "bad-score"),
         (packed("", container="<container/>"), "bad-score"),
         (packed("", container='<container><rootfile full-path="no.xml"/></container>'), "bad-score"),
         (score([FIRST + note("G4", 16)], [FIRST + note("G4", 16)] * 2).encode(), "wrong-form"),

@@ -9,9 +9,11 @@ numbers of measures where systems begin are verovio's, and no part of the ABC.
 from __future__ import annotations
 
 import io
+import lzma
 import re
 import xml.etree.ElementTree as ET
 import zipfile
+import zlib
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from threading import Lock
@@ -36,6 +38,11 @@ PAGE = (2100, 2970)
 SCALE = 50
 LARGEST_BYTES = 64 * 2**20
 """Of one score, unpacked."""
+BROKEN = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError),
+    *(KeyError, NotImplementedError, RuntimeError, ET.ParseError),
+)
+"""What zipfile raises for an archive that is none, or whose members are damaged."""
 FONTS = (
     *(f"matplotlib/mpl-data/fonts/ttf/STIXGeneral{style}.ttf" for style in ("", "Italic", "Bol", "BolIta")),
     "notojp_matplotlib/fonts/NotoSansCJKjp-Regular.otf",
@@ -110,7 +117,7 @@ def _unpacked(data: bytes) -> bytes:
             if named is None:
                 raise BadRow("bad-score", "a <rootfile full-path=...> in META-INF/container.xml", "none")
             return _member(archive, named)
-    except (zipfile.BadZipFile, KeyError, NotImplementedError, RuntimeError, ET.ParseError) as error:
+    except BROKEN as error:
         raise BadRow("bad-score", "a whole .mxl with META-INF/container.xml", error) from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Collection, Mapping
 from fractions import Fraction
@@ -33,6 +34,10 @@ TYPES = {
     **{"eighth": Fraction(1, 2), "16th": Fraction(1, 4), "32nd": Fraction(1, 8), "64th": Fraction(1, 16)},
 }
 """Note values in quarters."""
+NUMBER = re.compile(r"[+-]?(?:\d{1,9}(?:\.\d{0,20})?|\.\d{1,20})", re.ASCII)
+"""Fraction would compute the zeros of 1e999999999."""
+METER = re.compile(r"[1-9]\d?(?:\+[1-9]\d?)*/(?:1|2|4|8|16|32|64|128)", re.ASCII)
+"""verovio divides by what else stands there, and the process ends."""
 
 
 def unsupported(element: str, where: str) -> BadRow:
@@ -52,6 +57,14 @@ def text_of(parent: ET.Element, path: str, default: str | None = None) -> str:
     if found or default is not None:
         return found or default or ""
     raise BadRow("wrong-form", f"<{path}> in <{parent.tag}>", "none")
+
+
+def number_of(parent: ET.Element, path: str, default: str | None = None) -> Fraction:
+    """Raises BadRow: no number."""
+    text = text_of(parent, path, default)
+    if not NUMBER.fullmatch(text):
+        raise BadRow("wrong-form", f"a number in <{path}> of <{parent.tag}>", repr(text[:40]))
+    return Fraction(text)
 
 
 def quoted(text: str, where: str) -> str:
@@ -88,6 +101,8 @@ def meter_of(time: ET.Element, where: str) -> str:
     if len(time.findall("beats")) != 1:
         raise unsupported("time of several beats", where)
     written = f"{text_of(time, 'beats')}/{text_of(time, 'beat-type')}"
+    if not METER.fullmatch(written):
+        raise BadRow("wrong-form", "a meter as 3/4 or 2+3/8", f"{written[:40]!r} in {where}")
     if time.get("symbol", "normal") not in ("common", "cut", "normal"):
         raise unsupported(f"time drawn as {time.get('symbol')}", where)
     return {("common", "4/4"): "C", ("cut", "2/2"): "C|"}.get((time.get("symbol", ""), written), written)
@@ -132,7 +147,7 @@ def barline(bar: ET.Element, where: str) -> tuple[str, str]:
 def direction_marks(direction: ET.Element, where: str) -> list[tuple[str, str]]:
     """(kind, ABC): `tempo` (the value of Q:), `wedge` (its type), or `mark` before the next note."""
     only(direction, ("direction-type", "offset", "staff", "voice", "sound", "listening"), where)
-    if Fraction(text_of(direction, "offset", "0")) != 0:
+    if number_of(direction, "offset", "0") != 0:
         raise unsupported("direction/offset", where)
     side = "_" if direction.get("placement") == "below" else "^"
     found: list[tuple[str, str]] = []
@@ -178,7 +193,9 @@ def _letter(harmony: ET.Element, name: str, where: str) -> str:
     alter = int(text_of(harmony, f"{name}/{name}-alter", "0"))
     if alter not in sign:
         raise unsupported(f"{name}-alter {alter}", where)
-    return f"{text_of(harmony, f'{name}/{name}-step')}{sign[alter]}"
+    if (step := text_of(harmony, f"{name}/{name}-step")) not in FIFTHS:
+        raise unsupported(f"{name}-step {step[:20]!r}", where)
+    return f"{step}{sign[alter]}"
 
 
 def note_value(name: str, dots: int, where: str) -> Fraction:

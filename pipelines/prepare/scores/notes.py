@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from pipelines.prepare.formats.rows import BadRow
-from pipelines.prepare.scores.marks import SIGNS, note_value, only, text_of, unsupported
+from pipelines.prepare.scores.marks import SIGNS, note_value, number_of, only, text_of, unsupported
 
 UNIT = Fraction(1, 2)
 """L:1/8, in quarters."""
@@ -79,7 +79,7 @@ def written_length(note: ET.Element, where: str) -> Fraction:
 
 def sounding_length(note: ET.Element, divisions: int, where: str) -> Fraction:
     """In quarters. Raises BadRow: the note's value and its duration are not the same."""
-    lasts = Fraction(text_of(note, "duration")) / divisions
+    lasts = number_of(note, "duration") / divisions
     if lasts <= 0:
         raise BadRow("wrong-form", "a <duration> above 0", f"{lasts} in {where}")
     if is_whole_bar(note):
@@ -145,9 +145,11 @@ def _letter(note: ET.Element, altered: Alterations, where: str, *, alone_on_staf
     if note.find("pitch") is None or note.get("print-object") == "no":
         raise unsupported("note without pitch, or one that is not printed", where)
     step, octave = text_of(note, "pitch/step"), int(text_of(note, "pitch/octave"))
-    alter = Fraction(text_of(note, "pitch/alter", "0"))
+    alter = number_of(note, "pitch/alter", "0")
     if alter not in SIGNS or step not in "ABCDEFG":
         raise unsupported(f"pitch/alter {alter}", where)
+    if not 0 <= octave <= 9:
+        raise BadRow("wrong-form", "an <octave> of 0 to 9", f"{octave} in {where}")
     shown = note.find("accidental")
     if shown is not None and (shown.text or "").strip() not in SHOWN:
         raise unsupported(f"accidental {shown.text}", where)

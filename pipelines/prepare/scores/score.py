@@ -217,7 +217,7 @@ class _Part:
 
     def _other(self, item: ET.Element) -> None:
         if item.tag in ("backup", "forward"):
-            lasts = Fraction(marks.text_of(item, "duration")) / self.divisions
+            lasts = marks.number_of(item, "duration") / self.divisions
             self.cursor += lasts if item.tag == "forward" else -lasts
             if not 0 <= self.cursor <= LARGEST_VALUE:
                 raise BadRow("wrong-form", "a place within the bar", f"{self.cursor} quarters in {self.where}")
