@@ -20,6 +20,7 @@ from pipelines.prepare.curate.asking import BLOCK, Asking, Request, first_of, pi
 from trainer.captioning import Captioning
 from trainer.data.sample import Media
 from trainer.data.video import decode_video
+from trainer.errors import MediaError
 from trainer.resolve import digest
 
 VERSION = 1
@@ -65,6 +66,10 @@ class Uncaptioned(Exception):
     """A part of the video that no valid answer came for."""
 
 
+class Damaged(Exception):
+    """The video cannot be decoded: no fault of who is asked."""
+
+
 def clock(seconds: float) -> str:
     """hh:mm:ss, whole seconds."""
     whole = int(seconds)
@@ -95,7 +100,7 @@ def caption(video: Media, read: Callable[[], bytes], asked: Captioning, asking: 
 
     Raises:
         Uncaptioned: a segment none of whose frames has a valid caption, or a part above without one.
-        MediaError: the video cannot be decoded. DataError: the endpoint does not answer.
+        Damaged: the video cannot be decoded. DataError: the endpoint does not answer.
     """
     stretches = segments(video.duration_s, asked.segment_s)
     frames = _frames(video, read, [frames_of(*one, asked.frames_per_segment) for one in stretches], asked, asking)
@@ -154,12 +159,15 @@ class _Pictures:
         self.begin, self.found = -1, []
 
     def at(self, number: int) -> Pil.Image:
-        """Raises MediaError."""
+        """Raises Damaged."""
         begin = number // BLOCK * BLOCK
         if begin != self.begin:
             last = self.video.num_frames - 1
             numbers = [min(last, int(moment * self.video.fps)) for moment in self.times[begin : begin + BLOCK]]
-            found = decode_video(self.read(), numbers, self.video.fps, *self.size, where=self.video.origin)
+            try:
+                found = decode_video(self.read(), numbers, self.video.fps, *self.size, where=self.video.origin)
+            except MediaError as error:
+                raise Damaged(error.what) from error
             self.begin, self.found = begin, [Pil.fromarray(picture) for picture in found]
         return self.found[number - begin]
 

@@ -19,7 +19,7 @@ from itertools import islice
 from typing import Any
 
 from pipelines.prepare.captioning import levels
-from pipelines.prepare.captioning.levels import Caption, Part, Uncaptioned
+from pipelines.prepare.captioning.levels import Caption, Damaged, Part, Uncaptioned
 from pipelines.prepare.curate.asking import Asking, judge_facts
 from pipelines.prepare.curate.record import Record
 from pipelines.prepare.formats.events import LIST, Event
@@ -31,7 +31,7 @@ from trainer.captioning import Captioning
 from trainer.data import kept
 from trainer.data.sample import Sample
 from trainer.data.shards import ShardReader, Source
-from trainer.errors import DataError, MediaError
+from trainer.errors import DataError
 from trainer.fields import identity
 from trainer.grounding import origin_of
 from trainer.recipe import Recipe
@@ -161,9 +161,9 @@ def _captioned(
     except Uncaptioned as error:
         found = None
         tally.leave_out(sample, "without-caption", error)
-    except MediaError as error:
+    except Damaged as error:
         found = None
-        tally.leave_out(sample, "damaged-media", error.what)
+        tally.leave_out(sample, "damaged-media", error)
     if found is not None:
         tally.made["captions of segments"] += len(found[0])
         tally.made["captions above"] += sum(map(len, found[1:]))

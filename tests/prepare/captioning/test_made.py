@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import re
@@ -199,6 +200,23 @@ def test_a_frame_without_a_caption_is_left_out_and_a_segment_costs_the_video(
     server.script = broken(lambda text: text.startswith("The frame"))
     with pytest.raises(DataError, match="too many captions without a valid answer"):
         make(asked(server, frames_per_segment=5), str(tmp_path), "captioned")
+
+
+def test_a_video_that_cannot_be_decoded_is_left_out_and_is_no_fault_of_the_endpoint(
+    tmp_path: Path, server: Server, film: bytes
+):
+    """prepare.verify_media: header lets it through."""
+    server.script = watches
+    damaged = film[: len(film) // 4] + bytes(len(film) - len(film) // 4)
+    sample, _ = a_video(film, "damaged")
+    facts = {"digest": hashlib.sha256(damaged).hexdigest(), "size_bytes": len(damaged)}
+    stored(
+        tmp_path,
+        [(sample.model_copy(update={"media": (sample.media[0].model_copy(update=facts),)}), [damaged]), a_video(film)],
+    )
+    found = make(asked(server), str(tmp_path), "captioned")["train"]
+    assert (found["kept"], found["bad"], found["judge"]["failed"]) == (1, {"damaged-media": 1}, 0)
+    assert found["examples"] == ["films/damaged: damaged-media: the video cannot be decoded"]
 
 
 def test_short_videos_and_other_samples_are_counted(tmp_path: Path, server: Server, film: bytes):
