@@ -4,6 +4,7 @@ reasoning; hostile text ends in time and runs nothing."""
 from __future__ import annotations
 
 import os
+import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,23 @@ def test_a_comparison_without_end_is_ended_and_the_next_one_is_decided(text: str
     assert score(Key(task="latex", value="7"), text) == {"correct": 0.0, "undecided": 1.0}
     assert process.poll() is not None, "the process that computed is gone"
     assert latex.same("1+2", "3")
+
+
+def test_a_process_with_many_open_files_compares():
+    """select.select knows no descriptor above 1023; a process that trains holds more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (2048, hard))
+    latex._worker.stop()
+    held = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        assert latex.same("1+x", "x+1") and not latex.same("1+x", "x+2")
+        assert latex._worker.process is not None and latex._worker.process.stdout is not None
+        assert latex._worker.process.stdout.fileno() > 1023
+    finally:
+        latex._worker.stop()
+        for descriptor in held:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_comparison_that_stands_still_is_given_up(monkeypatch: pytest.MonkeyPatch):

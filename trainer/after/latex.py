@@ -95,8 +95,9 @@ class _Worker:
         """The next line, None where the process ended or took longer. Its lines are shorter than a pipe's buffer and
         written at once."""
         assert process.stdout is not None
-        ready, _, _ = select.select([process.stdout], [], [], seconds)
-        line = process.stdout.readline() if ready else b""
+        ready = select.poll()  # select.select knows no descriptor above 1023
+        ready.register(process.stdout, select.POLLIN)
+        line = process.stdout.readline() if ready.poll(seconds * 1000) else b""
         return json.loads(line) if line.endswith(b"\n") else None
 
 
