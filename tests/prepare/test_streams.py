@@ -112,6 +112,16 @@ def test_an_entry_that_python_cannot_hold_costs_only_itself(
     assert isinstance(next(iter(stream_of(f"[{deep}]").entries())), TooMuch)
 
 
+@pytest.mark.parametrize("cut", range(14))
+def test_a_string_that_is_read_in_two_pieces_does_not_end_what_is_passed_over(
+    cut: int, monkeypatch: pytest.MonkeyPatch
+):
+    begin = f'[{{"n": {"9" * 5000}, "t": "'
+    monkeypatch.setattr(streams, "CHUNK", len(begin) + cut)
+    found = list(stream_of(begin + r'a}, \\\"]]}, b"}, {"a": 1}]').entries())
+    assert isinstance(found[0], TooMuch) and found[1:] == [{"a": 1}]
+
+
 # ---------------------------------------------------------------- COCO
 
 

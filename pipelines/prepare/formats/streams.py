@@ -23,7 +23,8 @@ CHUNK = 1 << 20
 NEAR_END = 16
 """Characters before the end of what was read in which an error may be the end's: a name, a number, an escape."""
 _SPACE = re.compile(r"[ \t\n\r]*")
-_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[][{},]', re.DOTALL)
+_TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+(?P<end>"|\\?\Z)|[][{},]', re.DOTALL)
+"""A string may end with what was read, and go on in what is read next."""
 
 
 class TooMuch(ValueError):
@@ -188,6 +189,8 @@ class JsonStream:
         while True:
             depth = 0
             for token in _TOKEN.finditer(self._text, self._at):
+                if token["end"] not in (None, '"') and not self._whole:
+                    break
                 if depth == 0 and token[0] in ",]}":
                     text = self._text[self._at : token.start()]
                     self._at = token.start()
