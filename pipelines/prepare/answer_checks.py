@@ -133,6 +133,12 @@ def parse_steps(text: str) -> Steps | None:
     return found if found is not None and found.steps_with_image <= found.steps else None
 
 
+def _share(valid: Sequence[Steps]) -> float:
+    """The median of the answers that found steps; NaN has no order, and would make it depend on theirs."""
+    found = [one.steps_with_image / one.steps for one in valid if one.steps]
+    return median(found) if found else math.nan
+
+
 class Asked:
     """One answer that a judge is to read."""
 
@@ -173,9 +179,6 @@ def judged_steps(
             got=f"{counts.failed}\n    {told}",
             do="look at the endpoint, raise judge.max_tokens or judge.max_failed; valid answers are recorded",
         )
-    shares = [
-        median(one.steps_with_image / one.steps if one.steps else math.nan for one in valid) if valid else math.nan
-        for valid in answers
-    ]
+    shares = [_share(valid) for valid in answers]
     names = ("asked", "recorded", "malformed", "unanswered", "failed")
     return shares, {name: getattr(counts, name) for name in names}

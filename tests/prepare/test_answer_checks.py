@@ -5,12 +5,20 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipelines.prepare.answer_checks import code_switching, parse_steps, problem, steps_with_image
+from pipelines.prepare.answer_checks import (
+    Asked,
+    code_switching,
+    judged_steps,
+    parse_steps,
+    problem,
+    steps_with_image,
+)
 from pipelines.prepare.ingest import ingest
 from pipelines.prepare.sampling import Selection, make_requests, select_answers
 from tests.prepare.builders import small_recipe
@@ -20,7 +28,7 @@ from tests.prepare.curate.test_scores import Server, server  # noqa: F401 (a fix
 from tests.prepare.test_sampling import answer_all, out, reference, sources  # noqa: F401 (a fixture)
 from trainer.after import latex
 from trainer.after.answers import Request
-from trainer.curation import Checks
+from trainer.curation import Checks, Judge
 from trainer.data.sample import Key, Sample
 from trainer.errors import DataError, RecipeError
 
@@ -191,6 +199,20 @@ def test_a_judge_reads_the_steps_once_whatever_the_threshold(out: str, server: S
     changed = recipe_of("sft", f"{{min_steps_with_image: 0.5, steps: judge, {judge.replace('model: m', 'model: n')}}}")
     with pytest.raises(DataError, match="too many answers without a valid one"):
         select_answers(changed, "sft", out)
+
+
+@pytest.mark.parametrize("order", permutations([(4, 1), (0, 0), (4, 3)]))
+def test_an_answer_of_the_judge_without_steps_has_no_say_in_the_median(
+    order: tuple[tuple[int, int], ...],
+    tmp_path: Path,
+    server: Server,  # noqa: F811
+):
+    said = [{"steps": steps, "steps_with_image": seen} for steps, seen in order]
+    server.script = lambda body, number: (200, json.dumps(said[number]))
+    judge = Judge(url=server.url, model="m", answers=3, concurrency=1)
+    asked = [Asked("a", a_task(), "Step.", lambda: [PHOTO])]
+    shares, _ = judged_steps(asked, judge, record=str(tmp_path / "record"), seed=1, where="here")
+    assert shares == [0.5]
 
 
 MATHS = {r"\frac{1}{2}": ("0.5", "0.6"), "x^2+2x+1": ("(x+1)^2", "(x-1)^2"), r"\{1,2\}": (r"\{2,1\}", "(1,2)")}
