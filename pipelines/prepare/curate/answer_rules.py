@@ -123,16 +123,15 @@ def _broken_json(text: str) -> bool:
 def _uneven_table(text: str) -> bool:
     """A table of Markdown, known by its line of dashes, with a row of fewer or more cells than its head has."""
     lines = [line.strip() for line in text.splitlines()]
+    end = 1  # of the table before: its rows are looked at once
     for number, line in enumerate(lines):
-        if number == 0 or not regex.fullmatch(r"\|?\s*:?-{2,}:?\s*(?:\|\s*:?-{2,}:?\s*)+\|?", line):
+        if number < end or not regex.fullmatch(r"\|?\s*:?-{2,}:?\s*(?:\|\s*:?-{2,}:?\s*)+\|?", line):
             continue
         width = _cells(line)
-        rows = [lines[number - 1]]
-        for row in lines[number + 1 :]:
-            if "|" not in row:
-                break
-            rows.append(row)
-        if any(_cells(row) != width for row in rows):
+        end = number + 1
+        while end < len(lines) and "|" in lines[end]:
+            end += 1
+        if any(_cells(row) != width for row in (lines[number - 1], *lines[number + 1 : end])):
             return True
     return False
 

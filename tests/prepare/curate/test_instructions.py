@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pipelines.prepare.curate import answer_rules
 from pipelines.prepare.curate.columns import Work
 from pipelines.prepare.curate.conversation_judge import CRITERIA, parse_label, parse_qualities
 from pipelines.prepare.curate.domain_rules import classify
@@ -106,6 +107,15 @@ def test_a_filter_keeps_and_drops(name: str, tmp_path: Path):
     assert found["kept_examples"] == ["d0"] and found["dropped"] == {f"instructions.{name}": 1}
     [example] = found["examples"][f"instructions.{name}"]
     assert example["id"] == "d1" and example["threshold"] == f"at most {threshold:g}"
+
+
+def test_the_rows_of_a_table_are_looked_at_once(monkeypatch: pytest.MonkeyPatch):
+    looked = []
+    cells = answer_rules._cells
+    monkeypatch.setattr(answer_rules, "_cells", lambda row: looked.append(row) or cells(row))
+    table = "|---|---|\n" * 2000
+    assert answer_rules.malformed(table) == 0 and len(looked) <= 2001
+    assert answer_rules.malformed(f"{table}\n{table}| a |\n") == 1, "the second one has a row of one cell"
 
 
 def test_every_rule_has_a_case_and_planted_faults():
