@@ -21,6 +21,7 @@ from pipelines.prepare.formats import format_of
 from pipelines.prepare.formats.rows import Bad, BadRow, Draft
 from pipelines.prepare.scores import draw
 from pipelines.prepare.scores.abc import abc_of
+from pipelines.prepare.scores.address import address
 from pipelines.prepare.scores.score import read_score
 from tests.prepare.music import FIRST, Sound, heard, note, score
 from tests.prepare.test_page_formats import learnt, told
@@ -479,6 +480,23 @@ def test_no_such_file_and_no_such_page(tmp_path: Path):
     (tmp_path / "b.musicxml").write_text("<html/>")
     with pytest.raises(MediaError):
         draw.page_png(f"{tmp_path}/b.musicxml#score=1")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "got"),
+    [
+        ("<beat-type>4", "<beat-type>0", "4/0"),
+        ("<part-list>", f"<work>{'<a>' * 50_000}{'</a>' * 50_000}</work><part-list>", "RecursionError"),
+    ],
+)
+def test_a_row_of_another_format_that_names_a_score_that_is_refused_is_no_end(
+    old: str, new: str, got: str, tmp_path: Path
+):
+    text = score(CASES["beams"][0])
+    assert text.count(old) == 1
+    (tmp_path / "a.xml").write_text(text.replace(old, new))
+    with pytest.raises(MediaError, match=got):
+        draw.page_png(address(str(tmp_path / "a.xml"), 1))
 
 
 def test_what_verovio_hears_tells_notes_apart():

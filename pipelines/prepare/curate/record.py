@@ -52,7 +52,7 @@ class Record:
         for name in sorted(names):
             for row in _rows(storage.join(uri, name)):
                 self.answers[Asked(row["request"], row["seed"], row["model"])] = Given(row["text"], row["finish"])
-        self._next = int(max(names, default="-1.parquet").removesuffix(".parquet")) + 1
+        self._next = max((int(name.removesuffix(".parquet")) for name in names), default=-1) + 1  # 99999 < 100000
 
     def get(self, asked: Asked) -> Given | None:
         return self.answers.get(asked)

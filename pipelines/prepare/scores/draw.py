@@ -25,8 +25,9 @@ from fontTools.ttLib import TTFont
 from PIL import Image
 
 from pipelines.prepare.corpus.sources import package_folder
-from pipelines.prepare.formats.rows import BadRow
+from pipelines.prepare.formats.rows import WRONG, BadRow, told
 from pipelines.prepare.scores.address import place_of
+from pipelines.prepare.scores.score import read_score
 from trainer import storage
 from trainer.errors import MediaError
 
@@ -76,6 +77,8 @@ def page_png(uri: str) -> bytes:
         pages = _pages_of(path)
     except BadRow as error:
         raise MediaError("the score cannot be drawn", where=uri, expected=error.expected, got=error.got) from None
+    except WRONG as error:
+        raise MediaError("the score cannot be drawn", where=uri, expected="MusicXML", got=told(error)) from None
     if not 1 <= number <= len(pages):
         raise MediaError("no such page", where=uri, expected=f"1 to {len(pages)}", got=number)
     return pages[number - 1].png
@@ -83,8 +86,11 @@ def page_png(uri: str) -> bytes:
 
 @lru_cache(maxsize=2)
 def _pages_of(path: str) -> tuple[Page, ...]:
-    """Pages are asked for one after the other."""
-    return tuple(pages_of(score_xml(storage.read_bytes(path))))
+    """Pages are asked for one after the other. Any row may name one: what score.py refuses is not drawn, since some of
+    it ends verovio's process."""
+    root = score_xml(storage.read_bytes(path))
+    read_score(root)
+    return tuple(pages_of(root))
 
 
 # ---------------------------------------------------------------- the file

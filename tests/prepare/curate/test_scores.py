@@ -15,6 +15,7 @@ import pytest
 
 from pipelines.prepare.curate import asking, judge, scores, statistics
 from pipelines.prepare.curate.columns import Work
+from pipelines.prepare.curate.record import Asked, Given, Record
 from pipelines.prepare.curate.step import curate
 from tests.prepare.curate.builders import a_document, a_photo, a_recipe, as_file, prose, write_source
 from tests.prepare.curate.test_near import kept_ids, photo, undecodable
@@ -298,6 +299,18 @@ def test_an_endpoint_that_is_not_there_is_one_error(tmp_path: Path, server: Serv
     server.http.server_close()
     with pytest.raises(DataError, match="the judge does not answer"):
         curate(judged(server), str(tmp_path))
+
+
+def test_blocks_of_answers_beyond_99999_do_not_replace_each_other(tmp_path: Path):
+    (tmp_path / "99999.parquet").write_bytes(_a_block(tmp_path, "first"))
+    for name in ("second", "third"):
+        Record(str(tmp_path)).add({Asked(name, 1, "m"): Given("text", "stop")})
+    assert {asked.request for asked in Record(str(tmp_path)).answers} == {"first", "second", "third"}
+
+
+def _a_block(folder: Path, name: str) -> bytes:
+    Record(str(folder / name)).add({Asked(name, 1, "m"): Given("text", "stop")})
+    return (folder / name / "00000.parquet").read_bytes()
 
 
 def test_several_answers_are_several_requests_and_the_median_counts(tmp_path: Path, server: Server):
