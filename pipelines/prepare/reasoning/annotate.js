@@ -54,7 +54,7 @@ document.getElementById("load").addEventListener("change", async (event) => {
     if (!line.trim()) continue;
     let answer = null;
     try { answer = JSON.parse(line); } catch { left += 1; continue; }
-    const step = of.get(`${answer.sample}\n${answer.step}\n${answer.digest}`);
+    const step = answer && of.get(`${answer.sample}\n${answer.step}\n${answer.digest}`);
     if (!step || typeof answer.reasoning !== "string") { left += 1; continue; }
     if (answer.reasoning) area(step).value = answer.reasoning;
     look(step);

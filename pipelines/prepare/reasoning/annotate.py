@@ -152,9 +152,9 @@ def take(source: Source, answers: str, out: str, *, replace: bool = False, max_b
     key = digest(
         {"version": VERSION, "from": kept.data_digest(source), "filters": filters.model_dump(), "texts": _plain(taken)}
     )
-    if (there := stored(out, key)) is not None:
+    if stored(out, key) is not None:
         print(f"annotate: {out} is already there", flush=True)
-        return there
+        return funnel  # of these answers: other ones that gave the same words may have been refused
     if not replace and storage.exists(storage.join(out, MANIFEST)):
         do = "choose another --out, or say --replace"
         raise UsageError("shards of another input are there", where=out, expected="none, or of this input", do=do)

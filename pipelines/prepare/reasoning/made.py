@@ -65,7 +65,7 @@ def _split(recipe: Recipe, out: str, name: str, split: str, origin: str) -> Json
     started = time.monotonic()
     asked = recipe.prepare.sources[name].reasoning
     assert asked is not None
-    source = Source.open(storage.join(out, "data", "sources", origin, split))
+    source = Source.open(storage.join(out, "data", "sources", origin, split), keep_indexes=2)
     settings = {**identity(asked), "judge": judge_facts(asked.judge)}
     about = {"name": name, "split": split, "seed": recipe.seed, "settings": settings, "from": kept.data_digest(source)}
     key = digest({"version": [VERSION, explain.VERSION], **about})

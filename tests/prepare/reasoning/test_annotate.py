@@ -100,7 +100,10 @@ def test_the_same_answers_twice_give_the_same_shards(
     files = bytes_of(out)
     assert take(source, path, out) == first and bytes_of(out) == files
     assert "already there" in capsys.readouterr().out
-    again = take(Source.open(out), path, str(tmp_path / "again"))
+    with open(path, "a") as file:
+        file.write("no answer\n")
+    assert take(source, path, out, max_bad_fraction=0.9)["bad"] == {"bad-json": 1} and bytes_of(out) == files
+    again = take(Source.open(out), path, str(tmp_path / "again"), max_bad_fraction=0.9)
     assert again["made"]["steps unchanged"] == 2 and "steps written" not in again["made"]
     assert read_back(str(tmp_path / "again")) == read_back(out)
 

@@ -138,12 +138,12 @@ def test_words_written_on_the_page_are_saved_and_taken_into_shards(browser: Brow
 @pytest.mark.slow
 def test_saved_words_are_loaded_again_and_steps_that_have_some_can_be_hidden(browser: Browser, tmp_path: Path):
     lines = [json.loads(line) for line in (tmp_path / "out" / "steps.jsonl").read_text().splitlines()]
-    lines = [{**lines[0], "reasoning": WORDS}, {**lines[1], "digest": "0"}]
+    lines = [{**lines[0], "reasoning": WORDS}, {**lines[1], "digest": "0"}, None]
     text = json.dumps("\n".join(map(json.dumps, lines)))
     load = "document.getElementById('load')"
     browser.run(f"const files = new DataTransfer(); files.items.add(new File([{text}], 'a.jsonl')); "
                 f"{load}.files = files.files; {load}.dispatchEvent(new Event('change'))")  # fmt: skip
-    browser.until("document.getElementById('count').textContent.includes('loaded 1 lines, 1 belong to no step here')")
+    browser.until("document.getElementById('count').textContent.includes('loaded 1 lines, 2 belong to no step here')")
     assert browser.run("document.querySelector('textarea').value") == WORDS
     browser.run("document.getElementById('open').click()")
     shown = "[...document.querySelectorAll('.step')].filter((one) => one.offsetParent !== null).length"
