@@ -21,6 +21,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -129,8 +130,9 @@ class Api(Protocol):
         """JSON merge patch; with metadata.resourceVersion in it, Conflict when the object changed."""
         ...
 
-    def delete(self, kind: Kind, name: str, *, uid: str) -> bool:
-        """Only the object with this uid, and what it owns; False when it is gone."""
+    def delete(self, kind: Kind, name: str, *, uid: str, version: str = "") -> bool:
+        """Only the object with this uid, and what it owns; False when it is gone. With `version`, Conflict when the
+        object changed."""
         ...
 
     def log(self, pod: str, container: str, *, since: str | None = None) -> Iterator[tuple[str, str]]:
@@ -154,7 +156,14 @@ class KubernetesApi:
     ):
         self.namespace = namespace
         self._load, self._clock, self._sleep = load, clock, sleep
-        self._client = load()
+        self._client = self._loaded()
+
+    def _loaded(self) -> Any:
+        """Credentials and connections; a connection that died in silence (a NAT, a load balancer, a lost node) is found
+        out within a minute, not when a watch should have ended."""
+        made = self._load()
+        made.rest_client.pool_manager.connection_pool_kw["socket_options"] = _keep_alive()
+        return made
 
     def get(self, kind: Kind, name: str) -> Json | None:
         return self._call("GET", kind.path(self.namespace, name))
@@ -186,6 +195,8 @@ class KubernetesApi:
 
     def _changes(self, response: Any) -> Iterator[tuple[str, Json]]:
         for line in _lines(response, longest=None):
+            if not line.strip():
+                continue
             try:
                 event = json.loads(line)
             except ValueError as error:  # cut off in the middle
@@ -210,20 +221,28 @@ class KubernetesApi:
             raise Conflict(f"{name} is gone")
         return found
 
-    def delete(self, kind: Kind, name: str, *, uid: str) -> bool:
-        body = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
+    def delete(self, kind: Kind, name: str, *, uid: str, version: str = "") -> bool:
+        conditions = {"uid": uid} | ({"resourceVersion": version} if version else {})
+        body = {"propagationPolicy": "Background", "preconditions": conditions}
         try:
             return self._call("DELETE", kind.path(self.namespace, name), body=body) is not None
-        except Conflict:  # another object of that name
-            return False
+        except Conflict:
+            if version:
+                raise
+            return False  # another object of that name
 
     def log(self, pod: str, container: str, *, since: str | None = None) -> Iterator[tuple[str, str]]:
         query = [("container", container), ("follow", "true"), ("timestamps", "true")]
         query += [("sinceTime", since)] if since else []
         path = f"{PODS.path(self.namespace, pod)}/log"
+        moment, whole = "", True
         for line in _lines(self._opened(path, query, read_s=LOG_SILENCE_S), longest=MAX_LINE_BYTES):
-            moment, _, text = line.decode("utf-8", "replace").partition(" ")
-            yield moment, text
+            text = line.removesuffix(b"\n").decode("utf-8", "replace")
+            if whole:  # the rest of a line that was cut has no time of its own
+                moment, _, text = text.partition(" ")
+            whole = line.endswith(b"\n")
+            if text or whole:
+                yield moment, text
 
     # ------------------------------------------------------------ streams
 
@@ -241,7 +260,7 @@ class KubernetesApi:
             message, status = _message(response.read()), response.status
             response.close()
             if status == 401 and not reloaded:
-                self._client = self._load()
+                self._client = self._loaded()
                 continue
             if status == 410:
                 raise Gone(message)
@@ -264,7 +283,7 @@ class KubernetesApi:
             if status == 404 and method != "POST":
                 return None
             if status == 401 and not reloaded:  # an expired token: the file has a newer one
-                self._client, reloaded = self._load(), True
+                self._client, reloaded = self._loaded(), True
                 continue
             if status not in (0, 408, 429) and status < 500:
                 _raise(status, _message(data), f"{method} {path}")
@@ -318,15 +337,27 @@ class KubernetesApi:
         )
 
 
+def _keep_alive() -> list[tuple[int, int, int | bytes]]:
+    """Options of a socket: asked after 30 s of silence, given up 30 s later. Not every system has all of them."""
+    from urllib3.connection import HTTPConnection
+
+    timing = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
+    known = [
+        (socket.IPPROTO_TCP, getattr(socket, name), value) for name, value in timing.items() if hasattr(socket, name)
+    ]
+    return [*HTTPConnection.default_socket_options, (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1), *known]
+
+
 def _lines(response: Any, *, longest: int | None) -> Iterator[bytes]:
-    """Lines of an open stream as they come; one beyond `longest` bytes is cut into several."""
+    """Lines of an open stream as they come, with their ends; of one beyond `longest` bytes several parts, the last with
+    its end."""
     from urllib3.exceptions import HTTPError
 
     try:
         rest = b""
         for chunk in response.stream(64 * 1024):
             *lines, rest = (rest + chunk).split(b"\n")
-            yield from (line for line in lines if line)
+            yield from (line + b"\n" for line in lines)
             if longest is not None and len(rest) > longest:
                 yield rest
                 rest = b""

@@ -7,8 +7,10 @@ tell_last_lines(stage_uri, attempt, say)                when pods are gone
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
+import time
 from collections.abc import Callable
 
 from pydantic import ValidationError
@@ -67,6 +69,19 @@ class Follower:
                 return
             self._stop.wait(pause)
 
+    def follow(self) -> None:
+        """Until the container has ended, in this thread: whatever breaks off is taken up again.
+
+        Raises:
+            ClusterError: there is no such log, or it may not be read.
+        """
+        while True:
+            try:
+                self.follow_once()
+                return
+            except Disconnected:
+                time.sleep(AGAIN_S)
+
     def follow_once(self) -> None:
         """One connection. The server resumes at a whole second, so lines up to the last one said are left out.
 
@@ -94,14 +109,13 @@ def attempt_uri(stage_uri: str, attempt: int) -> str:
 def stored_ends(stage_uri: str, attempt: int) -> dict[str, Termination]:
     """How each node of the attempt ended; what cannot be had or read is left out."""
     found, uri = {}, attempt_uri(stage_uri, attempt)
-    try:
+    with contextlib.suppress(StorageError, FileNotFoundError):
         for name in storage.list_dir(uri):
             if name.startswith("end-") and name.endswith(".json"):
-                end = Termination.model_validate_json(storage.read_bytes(storage.join(uri, name)))
-                if end.attempt == attempt:
-                    found[name[len("end-") : -len(".json")]] = end
-    except (StorageError, FileNotFoundError, ValidationError):
-        pass
+                with contextlib.suppress(ValidationError, FileNotFoundError):
+                    end = Termination.model_validate_json(storage.read_bytes(storage.join(uri, name)))
+                    if end.attempt == attempt:
+                        found[name[len("end-") : -len(".json")]] = end
     return found
 
 

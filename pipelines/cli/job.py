@@ -131,8 +131,7 @@ def show_logs(asked: argparse.Namespace) -> int:
     api = launcher.connect(load_cluster(_inline(asked.cluster)).namespace)
     found = cleanup.first_pod(api, out=asked.out, step=asked.step, attempt=asked.attempt)
     if found is not None:
-        for _, line in api.log(*found):
-            _say(line)
+        logs.Follower(api, *found, _say).follow()
         return 0
     stored = attempts(stage_uri)
     attempt = asked.attempt or max(stored, default=None)

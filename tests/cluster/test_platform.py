@@ -132,7 +132,7 @@ def test_a_run_that_is_terminated_leaves_a_job_that_another_run_adopted(bench: B
     second = bench.launch(LONG, run_id="run-2")
     bench.until("the adoption", lambda: second.heard("adopted"))
     api = api_of(str(bench.launcher), bench.namespace)
-    assert remove_owned(api, out=bench.out, owners={"run-1"}) == []
+    assert remove_owned(api, out=bench.out, owner="run-1") == []
     assert first.ended(60) is not None
     second.done()
     (job,) = bench.jobs()

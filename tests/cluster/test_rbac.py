@@ -58,7 +58,7 @@ def test_the_launcher_uses_every_verb_that_it_is_granted_and_no_other(bench: Ben
     again = _prepare(bench, "run-2")
     bench.until("its adoption", lambda: again.heard("adopted"))
     api = api_of(str(bench.launcher), bench.namespace)
-    assert len(remove_owned(api, out=bench.out, owners={"run-2"})) == 2
+    assert len(remove_owned(api, out=bench.out, owner="run-2")) == 2
     assert all(one.ended(60) is not None for one in (first, second, prepare, again))
     time.sleep(1)  # the audit log is written in batches
     used = {(resource, verb) for resource, verb, _ in requests_of(bench)}

@@ -42,8 +42,8 @@ def test_clean_up_removes_the_job_and_its_pods_and_frees_the_gpus(bench: Bench) 
     launching = bench.launch({"steps": 1000})
     bench.running()
     api = api_of(str(bench.launcher), bench.namespace)
-    assert remove_owned(api, out=bench.out, owners={"another-run"}) == []
-    assert len(remove_owned(api, out=bench.out, owners={"run-1"})) == 1
+    assert remove_owned(api, out=bench.out, owner="another-run") == []
+    assert len(remove_owned(api, out=bench.out, owner="run-1")) == 1
     error = launching.ended(60)
     assert error is not None and "the job is gone" in str(error)
     bench.until("no pods", lambda: bench.items("pods") == [], 60)

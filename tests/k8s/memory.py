@@ -62,10 +62,12 @@ class MemoryApi:
         self._touch(found)
         return copy.deepcopy(found)
 
-    def delete(self, kind: Kind, name: str, *, uid: str) -> bool:
+    def delete(self, kind: Kind, name: str, *, uid: str, version: str = "") -> bool:
         found = self.objects.get((kind.plural, name))
         if found is None or found["metadata"]["uid"] != uid:
             return False
+        if version and found["metadata"]["resourceVersion"] != version:
+            raise Conflict(name)
         self.calls.append(f"delete {found['kind']} {name}")
         del self.objects[kind.plural, name]
         for key, one in list(self.objects.items()):

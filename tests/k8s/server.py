@@ -170,7 +170,8 @@ class ApiServer:
         if method == "PATCH":
             return 200, memory.patch(kind, name, body)
         if method == "DELETE":
-            ok = memory.delete(kind, name, uid=body["preconditions"]["uid"])
+            conditions = body["preconditions"]
+            ok = memory.delete(kind, name, uid=conditions["uid"], version=conditions.get("resourceVersion", ""))
             return (200, {}) if ok else (409, {"message": "the UID in the precondition does not match"})
         return 200, found
 

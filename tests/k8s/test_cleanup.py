@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 
 from k8s import cleanup, names, reaper
 from k8s.attempts import NEVER
-from k8s.client import Conflict
+from k8s.client import Conflict, Json, Kind
 from k8s.cluster import load_cluster
 from tests.k8s.bench import OUT, Bench, another, script, under_way
 from tests.k8s.memory import MemoryApi
@@ -14,22 +16,22 @@ from trainer.errors import ClusterError, UsageError
 
 
 @pytest.mark.parametrize(
-    ("owners", "out", "condition", "removed"),
+    ("owner", "out", "condition", "removed"),
     [
-        ({"run-1"}, OUT, None, 1),
-        ({"run-1"}, OUT + "/", None, 1),
-        ({"run-2"}, OUT, None, 0),
-        ({"run-1"}, "s3://bucket/other", None, 0),
-        ({"run-1"}, OUT, "Succeeded", 0),
+        ("run-1", OUT, None, 1),
+        ("run-1", OUT + "/", None, 1),
+        ("run-2", OUT, None, 0),
+        ("run-1", "s3://bucket/other", None, 0),
+        ("run-1", OUT, "Succeeded", 0),
     ],
 )
 def test_clean_up_removes_what_the_run_owns_and_nothing_else(
-    owners: set[str], out: str, condition: str | None, removed: int
+    owner: str, out: str, condition: str | None, removed: int
 ) -> None:
     bench = under_way()
     if condition:
         bench.api.condition(condition)
-    assert len(cleanup.remove_owned(bench.api, out=out, owners=owners)) == removed
+    assert len(cleanup.remove_owned(bench.api, out=out, owner=owner)) == removed
     assert len([name for plural, name in bench.api.objects if plural == "pytorchjobs"]) == 1 - removed
 
 
@@ -38,8 +40,50 @@ def test_a_job_that_another_run_took_over_survives_the_first_runs_clean_up() -> 
     taken = another(bench, "run-2")
     taken.launcher()._newest()
     assert taken.heard("adopted")
-    assert cleanup.remove_owned(bench.api, out=OUT, owners={"run-1"}) == []
-    assert len(cleanup.remove_owned(bench.api, out=OUT, owners={"run-2"})) == 1
+    assert cleanup.remove_owned(bench.api, out=OUT, owner="run-1") == []
+    assert len(cleanup.remove_owned(bench.api, out=OUT, owner="run-2")) == 1
+
+
+def test_a_job_that_is_taken_over_between_the_list_and_the_deletion_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = under_way()
+    listed = bench.api.list
+
+    def adopted_after(kind: Kind, labels: Mapping[str, str]) -> list[Json]:
+        found = listed(kind, labels)
+        monkeypatch.undo()
+        another(bench, "run-2").launcher()._newest()
+        return found
+
+    monkeypatch.setattr(bench.api, "list", adopted_after)
+    assert cleanup.remove_owned(bench.api, out=OUT, owner="run-1") == [] and bench.jobs()
+
+
+@pytest.mark.parametrize(("condition", "removed"), [("Running", 1), ("Succeeded", 0)])
+def test_a_job_whose_status_changes_meanwhile_is_removed_unless_it_has_ended(
+    monkeypatch: pytest.MonkeyPatch, condition: str, removed: int
+) -> None:
+    bench = under_way()
+    listed = bench.api.list
+
+    def busy(kind: Kind, labels: Mapping[str, str]) -> list[Json]:
+        found = listed(kind, labels)
+        if found:
+            bench.api.condition(condition)
+        return found
+
+    monkeypatch.setattr(bench.api, "list", busy)
+    assert len(cleanup.remove_owned(bench.api, out=OUT, owner="run-1")) == removed
+    assert len(bench.jobs()) == 1 - removed
+
+
+def test_the_exit_task_of_a_run_leaves_what_a_person_took_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = under_way()
+    another(bench, cleanup.default_run_id(OUT)).launcher()._newest()
+    monkeypatch.setattr(cleanup, "connect", lambda namespace: bench.api)
+    cleanup.clean_up("test", out=OUT, run_id="run-1")
+    assert bench.jobs()
+    cleanup.clean_up("test", out=OUT, run_id="")
+    assert not bench.jobs()
 
 
 # ---------------------------------------------------------------- stop
@@ -127,6 +171,12 @@ def test_a_job_that_has_ended_is_left_to_its_ttl(condition: str) -> None:
 def test_a_job_that_nobody_promised_to_watch_is_left_alone() -> None:
     bench = under_way()
     bench.api.job()["metadata"]["annotations"][names.RENEWED] = NEVER
+    assert looks(bench.api, 20) == [] and bench.jobs()
+
+
+def test_a_job_that_a_person_suspended_is_left_alone() -> None:
+    bench = under_way()
+    cleanup.stop(bench.api, out=OUT, suspend=True)
     assert looks(bench.api, 20) == [] and bench.jobs()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -103,6 +104,8 @@ def test_a_patch_is_a_merge_patch_and_a_deletion_names_the_uid(server: Server) -
     assert server.asked[0][3]["Content-Type"] == "application/merge-patch+json"
     assert api.delete(PYTORCH_JOBS, "a", uid="u") is True
     assert server.asked[1][2] == {"propagationPolicy": "Background", "preconditions": {"uid": "u"}}
+    api.delete(PYTORCH_JOBS, "a", uid="u", version="7")
+    assert server.asked[2][2]["preconditions"] == {"uid": "u", "resourceVersion": "7"}
 
 
 def test_what_is_not_there_is_none(server: Server) -> None:
@@ -156,6 +159,18 @@ def test_an_expired_token_is_read_again_once(server: Server) -> None:
     with pytest.raises(ClusterError, match="credentials are not accepted"):
         an_api(server, ["old"]).get(PYTORCH_JOBS, "a")
     assert len(server.asked) == 2
+
+
+def test_connections_are_kept_alive_also_with_a_new_token(server: Server) -> None:
+    """A watch whose other end is gone without a word would else be waited for until it should have ended."""
+    api = an_api(server, ["old", "new"])
+    server.answer = lambda *_: (200, {}) if server.asked[-1][3]["authorization"] == "Bearer new" else status(401, "no")
+    api.get(PYTORCH_JOBS, "a")
+    pools = api._client.rest_client.pool_manager
+    ours = pools.connection_from_url(server.url).pool.get()
+    assert ours.sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+    assert ours.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1, "as it was before"
+    ours.close()
 
 
 def test_lists_are_read_to_the_last_page(server: Server) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -132,6 +134,22 @@ def test_a_stream_that_breaks_off_is_taken_up_without_a_word(monkeypatch: pytest
     assert said == ["one", "two", "three"]
 
 
+def test_a_log_is_followed_to_its_end_over_whatever_breaks_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "AGAIN_S", 0.01)
+    api, left = MemoryApi(), [["one"], [], ["one", "two"]]
+
+    def log(pod: str, container: str, *, since: str | None = None) -> Iterator[tuple[str, str]]:
+        for line in left.pop(0):
+            yield {"one": "t1", "two": "t2"}[line], line
+        if left:
+            raise Disconnected("no line for 300 s")
+
+    api.log = log  # type: ignore[method-assign]
+    said: list[str] = []
+    Follower(api, "pod", "pytorch", said.append).follow()
+    assert said == ["one", "two"]
+
+
 def test_a_log_without_line_ends_does_not_grow_in_memory() -> None:
     class Response:
         closed = False
@@ -146,5 +164,24 @@ def test_a_log_without_line_ends_does_not_grow_in_memory() -> None:
 
     response = Response()
     lines = list(client._lines(response, longest=client.MAX_LINE_BYTES))
-    assert max(map(len, lines)) <= client.MAX_LINE_BYTES + 8192 and lines[-1] == b"last" and response.closed
-    assert sum(map(len, lines)) == 200 * 8192 + 4
+    assert max(map(len, lines)) <= client.MAX_LINE_BYTES + 8192 and lines[-1] == b"last\n" and response.closed
+    assert sum(map(len, lines)) == 200 * 8192 + 6
+
+
+def test_the_parts_of_a_line_that_was_cut_keep_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A progress bar: what stands in its middle is no time to go on from, and the line after it has its own."""
+    stream = b"t1 one\nt2 " + b"\r 50 %" * 40_000 + b"\nt3 three\n"
+    chunks = [stream[at : at + 8192] for at in range(0, len(stream), 8192)]
+    response = SimpleNamespace(stream=lambda size: iter(chunks), close=lambda: None)
+    api = client.KubernetesApi("space", load=MagicMock())
+    monkeypatch.setattr(api, "_opened", lambda *_, **__: response)
+    found = list(api.log("pod", "pytorch"))
+    assert len(found) > 3 and [moment for moment, _ in found] == ["t1", *["t2"] * (len(found) - 2), "t3"]
+    assert "".join(text for _, text in found) == "one" + "\r 50 %" * 40_000 + "three"
+
+
+def test_an_end_that_cannot_be_read_hides_no_other(tmp_path: Path) -> None:
+    folder = an_attempt(tmp_path)
+    (folder / "end-a.json").write_text("{")
+    (folder / "end-b.json").write_text(a_record(65).model_dump_json())
+    assert {name: end.code for name, end in logs.stored_ends(str(tmp_path), 1).items()} == {"b": 65}
