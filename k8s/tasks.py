@@ -134,12 +134,13 @@ def _asked(recipe: Recipe, stage: str, out: str | None) -> str:
 def _training(recipe: Recipe, stage: str, cluster: Cluster, run: Run) -> Task:
     run = replace(run, stage_digest=first_digest(run.out, stage, _asked(recipe, stage, run.out)))
     stage_uri = storage.join(run.out, stage)
+    old: set[str] = set()
     return Task(
         stage,
         run,
         lambda one: render_stage(recipe, stage, cluster, one),
         lambda: handover.finished(recipe, stage, run.out, accept=run.accept_changes) is not None,
-        lambda attempt: progress_of(stage_uri, attempt),
+        lambda attempt: progress_of(stage_uri, attempt, old),
         committed=lambda: committed_of(stage_uri),
         stage_uri=stage_uri,
         records=storage.join(run.out, FOLDER),
@@ -156,9 +157,17 @@ def first_digest(out: str, step: str, asked: str) -> str:
         return storage.read_json(uri)["stage_digest"]
 
 
-def progress_of(stage_uri: str, attempt: int) -> Progress:
-    """The heartbeats of this attempt: of every node, and of the slowest."""
-    beats = {node: beat for node, beat in heartbeat.read_heartbeats(stage_uri).items() if beat.attempt == attempt}
+def progress_of(stage_uri: str, attempt: int, old: set[str] | None = None) -> Progress:
+    """The heartbeats of this attempt: of every node, and of the slowest.
+
+    Args:
+        old: names of pods of attempts before, kept from look to look: theirs are not read again. A pod's name has its
+            attempt's number, so none comes back.
+    """
+    old = set() if old is None else old
+    beats = heartbeat.read_heartbeats(stage_uri, without=old)
+    old |= {node for node, beat in beats.items() if beat.attempt < attempt}
+    beats = {node: beat for node, beat in beats.items() if beat.attempt == attempt}
     slowest = min(beats.values(), key=lambda beat: beat.step, default=None)
     committed = [beat.committed_step for beat in beats.values() if beat.committed_step is not None]
     return Progress(

@@ -15,7 +15,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any, Literal
 
@@ -240,10 +240,10 @@ def write_heartbeat(stage_uri: str, beat: Heartbeat) -> None:
     storage.write_bytes(heartbeat_uri(stage_uri, beat.node), storage.json_bytes(beat.model_dump(mode="json")))
 
 
-def read_heartbeats(stage_uri: str) -> dict[str, Heartbeat]:
-    """Heartbeat of every node that ever wrote one into this stage."""
+def read_heartbeats(stage_uri: str, *, without: Container[str] = ()) -> dict[str, Heartbeat]:
+    """Heartbeat of every node that ever wrote one into this stage; of nodes in `without` nothing is read."""
     found = {}
     for name in storage.list_dir(storage.join(stage_uri, "heartbeat")):
-        if name.endswith(".json"):
+        if name.endswith(".json") and name[:-5] not in without:
             found[name[:-5]] = Heartbeat.model_validate(storage.read_json(heartbeat_uri(stage_uri, name[:-5])))
     return found

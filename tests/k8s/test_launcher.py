@@ -19,8 +19,10 @@ from k8s.cluster import load_cluster
 from k8s.decide import Progress
 from k8s.job import render_prepare
 from k8s.names import Run
+from k8s.tasks import progress_of
 from tests.k8s.bench import OUT, RECIPE, Bench, a_record, another, script, under_way
 from tests.k8s.memory import waiting
+from trainer import heartbeat
 from trainer.command import PrepareCall, prepare_command
 from trainer.errors import ClusterError, UsageError
 from trainer.heartbeat import Figures
@@ -286,3 +288,18 @@ def test_a_task_of_every_step_renders(tmp_path: Any) -> None:
         assert rendered.name.endswith("-a2")
     with pytest.raises(UsageError, match="no such step"):
         launcher.task_of("dream", recipe, cluster, run)
+
+
+def test_heartbeats_of_attempts_before_are_read_once(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long stage has many attempts, each with pods of other names."""
+    for attempt in (1, 2, 3):
+        beat = heartbeat.Heartbeat(
+            node=f"a{attempt}-worker-0", attempt=attempt, sequence=1, step=attempt, phase="train", phase_limit_s=1
+        )
+        heartbeat.write_heartbeat(str(tmp_path), beat)
+    read: list[str] = []
+    before = heartbeat.storage.read_json
+    monkeypatch.setattr(heartbeat.storage, "read_json", lambda uri: read.append(uri[-16:]) or before(uri))
+    old: set[str] = set()
+    assert [progress_of(str(tmp_path), 2, old).step for _ in range(2)] == [2, 2]
+    assert sorted(read) == [f"a{n}-worker-0.json" for n in (1, 2, 2, 3, 3)]
