@@ -60,8 +60,8 @@ class Attempts:
         """Ours, by a patch that fails when somebody else was quicker."""
         marks: Json = {names.OWNER: self.run.id, names.LAUNCHER: self.launcher, names.RENEWED: self._renewal()}
         metadata: Json = {"resourceVersion": job["metadata"]["resourceVersion"], "annotations": marks}
-        if self.run.owner is not None:
-            metadata["ownerReferences"] = [self.run.owner.reference()]
+        # Without an owner of our own the one before goes as well: its deletion would delete the job under us.
+        metadata["ownerReferences"] = [self.run.owner.reference()] if self.run.owner is not None else None
         change: Json = {"metadata": metadata}
         if names.SUSPENDED in job["metadata"].get("annotations", {}):
             marks[names.SUSPENDED] = None
@@ -228,7 +228,14 @@ def never_fits(error: QuotaExceeded, num_pods: int) -> bool:
     exceeded quota: NAME, requested: requests.cpu=8,pods=1, used: requests.cpu=4,pods=3, limited: requests.cpu=10,pods=9
     """
     asked, limited = _amounts(str(error.got), "requested"), _amounts(str(error.got), "limited")
-    return any(asked[name] * num_pods > limited[name] for name in asked.keys() & limited.keys())
+    return any(
+        asked[name] * (num_pods if _of_pods(name) else 1) > limited[name] for name in asked.keys() & limited.keys()
+    )
+
+
+def _of_pods(name: str) -> bool:
+    """Whether every pod asks for it; of jobs and ConfigMaps there is one."""
+    return name == "count/pods" or not (name.startswith("count/") or name == "configmaps")
 
 
 def _amounts(message: str, what: str) -> dict[str, float]:

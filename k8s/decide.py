@@ -31,13 +31,16 @@ from trainer.heartbeat import Figures, Termination
 
 HOPELESS = {
     "CreateContainerConfigError": "a secret, ConfigMap or key that the pod refers to is missing",
-    "CreateContainerError": "the container cannot be made",
     "ErrImageNeverPull": "the image is not on the node",
     "ImagePullBackOff": "the image cannot be pulled",
     "InvalidImageName": "the image's name is wrong",
-    "RunContainerError": "the container cannot be started",
 }
 """Reasons that no waiting cures."""
+UNSTARTED = {
+    "CreateContainerError": "the container cannot be made",
+    "RunContainerError": "the container cannot be started",
+}
+"""Reasons that may be the node's: its container runtime, its driver, its devices."""
 FAULTS = {-7, -11, 132, 135, 136, 139}
 """Illegal instruction, bus error, arithmetic error, segmentation fault: perhaps the node's hardware."""
 UNRANKED = 1_000_000
@@ -166,6 +169,9 @@ def judge(seen: Seen, trail: Trail, progress: Progress | None, limits: Limits, n
         if (reason := worker.waiting.partition(":")[0]) in HOPELESS:
             cause = f"pod {worker.name}: {HOPELESS[reason]} ({worker.waiting})"
             return Ended("permanent", ClusterError.code, cause, node=worker.node, **at)
+        if reason in UNSTARTED:
+            cause = f"pod {worker.name} on {worker.node}: {UNSTARTED[reason]} ({worker.waiting})"
+            return Ended("retry", ClusterError.code, cause, node=worker.node, suspect=True, **at)
     return _running(seen, trail, progress, limits, now)
 
 
@@ -294,7 +300,7 @@ def cause_of_end(workers: Iterable[Worker], message: str, progress: Progress) ->
     elif platform and decision in ("retry", "retry-once"):
         decision = "preempted"  # eviction shows as 137, and the peers as lost
     where = place.get(rank)
-    pod = f"pod {where.name} on {where.node}" if where else "no pod said why"
+    pod = f"pod {where.name} on {where.node or 'a node not known any more'}" if where else "no pod said why"
     told = where.termination.error if where and where.termination and where.termination.rank == rank else ""
     cause = f"rank {rank} ended with {code}" if 0 <= rank < UNRANKED else f"exit code {code}"
     return Ended(

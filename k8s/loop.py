@@ -31,9 +31,9 @@ from k8s.mirror import Event, Mirror, View
 from k8s.pace import Pace
 from k8s.pytorchjob import Rendered
 from k8s.record import Record, Records, ended, series
-from k8s.seen import Seen, read
+from k8s.seen import Seen, Worker, read
 from k8s.tasks import Task
-from trainer.errors import UNKNOWN, ClusterError, StorageError
+from trainer.errors import UNKNOWN, ClusterError, Preempted, StorageError
 
 LOOK_S = 15.0
 """Between two looks at the heartbeats; changes on the cluster come at once."""
@@ -158,6 +158,10 @@ class Launcher:
                     return
                 end = replace(end, cause="the job succeeded, but the stage has no verified result in storage")
             end = self._leave(job, attempt, trail, end)
+            if end.decision != "done" and self._handed_over():
+                self.records.end(attempt, end, closed=True)
+                self.say(f"done, attempt {attempt}: its result verifies, however the job ended")
+                return
             self.history.append(end)
             action = decide.next_action(self.history, self.cluster.limits, self.clock() - self.started)
             self.records.end(attempt, end, closed=isinstance(action, Stop))
@@ -188,6 +192,13 @@ class Launcher:
                 self._complain("storage", f"storage does not answer, asked again: {error.what}")
             self.sleep(pause)
             pause = min(pause * 2, 30.0)
+
+    def _handed_over(self) -> bool:
+        """Whether an attempt that ended badly had its result in storage before; no reason to wait for storage."""
+        try:
+            return self.task.finished is not None and self.task.finished()
+        except StorageError:
+            return False
 
     def _complain(self, about: str, text: str) -> None:
         """Once, however often it is found; an empty text means that it is over."""
@@ -232,10 +243,13 @@ class Launcher:
         if record is None and job is not None:
             self._begun(job, attempt)
         seen = read(job, pods_of(job, self.view.pods()) if job else [])
-        workers = decide.with_records(seen.workers, self._ends(attempt))
+        ends = self._ends(attempt)
+        known = {one.name for one in seen.workers}
+        gone = [Worker(name, "", None, "Gone", code=one.code, termination=one) for name, one in ends.items()]
+        workers = decide.with_records([*seen.workers, *(one for one in gone if one.name not in known)], ends)
         message = seen.message or "removed, and nobody saw how it ended"
         end = decide.cause_of_end(workers, message, Progress(committed_step=self._committed()))
-        if seen.outcome is None and end.code == UNKNOWN:
+        if seen.outcome is None and end.code in (UNKNOWN, Preempted.code):
             end = replace(end, decision="preempted")  # stopped on purpose by somebody: bounded, but no attempt
         self.records.end(attempt, end, closed=False)
         return end
@@ -309,7 +323,7 @@ class Launcher:
 
     def _watch(self, job: Json, attempt: int, trail: Trail) -> Ended:
         """Until the attempt has ended. Every change of what it does is said once."""
-        self._view_knows(job)
+        self.view.note(kind_of(job), job)  # as we took it over: what the watch knows may be older
         follower, said, renewed, pace = None, "", self.clock(), Pace()
         try:
             while True:
@@ -335,10 +349,6 @@ class Launcher:
         finally:
             if follower is not None:
                 follower.stop()
-
-    def _view_knows(self, job: Json) -> None:
-        if not any(one["metadata"]["uid"] == job["metadata"]["uid"] for one in self.view.jobs()):
-            self.view.note(kind_of(job), job)
 
     def _current(self, job: Json) -> Json | None:
         """The job as it is now; that it is gone is asked for once more, since a deletion cannot be taken back."""

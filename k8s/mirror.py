@@ -89,6 +89,8 @@ class Mirror:
         self._changes = 0
         self._found: dict[Kind, dict[str, Json]] = {kind: {}, PODS: {}}
         self._events: dict[tuple[str, str, str], Event] = {}
+        self._deleted: set[str] = set()
+        """Uids of jobs: what a call of ours returned may be older than their deletion."""
         self._ready: set[Kind] = set()
         self._silent: dict[Kind, float] = {}
         self._error: ClusterError | None = None
@@ -116,6 +118,9 @@ class Mirror:
             return list(self._events.values())
 
     def note(self, kind: Kind, found: Json) -> None:
+        with self._changed:
+            if found["metadata"]["uid"] in self._deleted:
+                return
         self._put(kind, found)
 
     def wait(self, seconds: float) -> None:
@@ -232,6 +237,8 @@ class Mirror:
     def _drop(self, kind: Kind, found: Json) -> None:
         name = found["metadata"]["name"]
         with self._changed:
+            if kind == self._kind:
+                self._deleted.add(found["metadata"]["uid"])
             known = self._found[kind].get(name)
             if known is not None and known["metadata"]["uid"] == found["metadata"]["uid"]:
                 del self._found[kind][name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from k8s.client import QuotaExceeded, Unreachable
 from k8s.cluster import load_cluster
 from k8s.decide import NodeBeat, Progress
 from k8s.mirror import Event
+from k8s.names import Owner
 from k8s.pytorchjob import differences, render_stage
 from tests.k8s.bench import RECIPE, Bench, a_record, another, nothing, script, under_way
 from tests.k8s.memory import ended, waiting
@@ -278,6 +280,63 @@ def test_what_kueue_adds_to_a_job_is_no_difference() -> None:
     assert any("tolerations" in line for line in differences(wanted, found))
 
 
+def test_a_watch_that_is_late_does_not_take_the_job_from_who_adopted_it() -> None:
+    """The view still has the annotations of the launcher before."""
+    bench = another(under_way(), "run-2")
+    launcher = bench.launcher()
+    known = {bench.api.job()["metadata"]["name"]: bench.view.jobs()[0]}
+    bench.view.jobs = lambda: list(known.values())  # type: ignore[method-assign]
+    bench.view.note = lambda kind, found: known.update({found["metadata"]["name"]: found})  # type: ignore[method-assign]
+
+    def finish() -> None:
+        bench.finish()
+        known.update({bench.api.job()["metadata"]["name"]: bench.api.job()})
+
+    script(bench, lambda: bench.api.pod(0), finish)
+    launcher.launch()
+    assert bench.heard("adopted") and bench.heard("done, attempt 1")
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_an_adopted_job_no_longer_belongs_to_the_workflow_before(ours: bool) -> None:
+    bench = under_way()
+    bench.api.job()["metadata"]["ownerReferences"] = [Owner("argoproj.io/v1alpha1", "Workflow", "a", "1").reference()]
+    owner = Owner("argoproj.io/v1alpha1", "Workflow", "b", "2") if ours else None
+    taken = another(bench, "run-2")
+    taken.launcher(run=replace(taken.task().run, owner=owner))._newest()
+    assert taken.heard("adopted")
+    assert bench.api.job()["metadata"].get("ownerReferences", []) == ([owner.reference()] if owner else [])
+
+
+@pytest.mark.parametrize("code", [65, 143])
+def test_a_job_that_failed_after_its_result_was_stored_is_done(code: int) -> None:
+    bench = Bench()
+
+    def fail() -> None:
+        bench.done = True
+        bench.fail(code)
+
+    script(bench, lambda: bench.api.pod(0), fail)
+    bench.launch()
+    assert bench.heard("done, attempt 1") and bench.created() == 1
+
+
+def test_an_attempt_that_nobody_watched_is_judged_by_what_its_pods_left_in_storage(tmp_path: Path) -> None:
+    """Its launcher was lost; the pods have gone with their node."""
+    records, stage = str(tmp_path / "records"), str(tmp_path / "sft")
+    bench = Bench()
+    launcher = bench.launcher(records=records, stage_uri=stage)
+    launcher._newest()
+    launcher._begun(launcher._created(1), 1)
+    name = f"{bench.jobs()[0]}-worker-0"
+    end = a_record(65, error="MediaError: cut off").model_dump_json()
+    storage.write_bytes(storage.join(stage, "attempts", "0001", f"end-{name}.json"), end.encode())
+    bench.api.condition("Failed")
+    with pytest.raises(ClusterError, match="MediaError: cut off") as error:
+        another(bench, "run-1").launch(records=records, stage_uri=stage)
+    assert error.value.code == 65 and bench.created() == 1
+
+
 # ---------------------------------------------------------------- waiting
 
 
@@ -300,6 +359,12 @@ def test_a_quota_that_stays_full_ends_at_the_limit_of_queues() -> None:
 @pytest.mark.parametrize(("requested", "pods", "want"), [(1, 8, False), (8, 1, False), (8, 2, True), (16, 1, True)])
 def test_a_quota_that_is_too_small_altogether_is_not_waited_for(requested: int, pods: int, want: bool) -> None:
     assert never_fits(QuotaExceeded("refused", got=FULL.format(requested)), pods) is want
+
+
+@pytest.mark.parametrize("name", ["count/pytorchjobs.kubeflow.org", "configmaps"])
+def test_a_quota_of_objects_is_not_asked_for_by_every_pod(name: str) -> None:
+    text = f"exceeded quota: q, requested: {name}=1, used: {name}=4, limited: {name}=4"
+    assert not never_fits(QuotaExceeded("refused", got=text), 8)
 
 
 def test_events_are_told_once_and_quoted_as_reasons() -> None:

@@ -214,6 +214,14 @@ def test_what_no_waiting_cures_fails_at_once(reason: str) -> None:
     assert isinstance(state, Ended) and state.decision == "permanent" and "told why" in state.cause
 
 
+@pytest.mark.parametrize("reason", ["CreateContainerError", "RunContainerError"])
+def test_a_node_that_cannot_start_a_container_is_left_out(reason: str) -> None:
+    text = f"{reason}: nvidia-container-cli: initialization error"
+    state = judge(Seen(exists=True, workers=(a_worker(0, phase="Pending", waiting=text),)))
+    assert isinstance(state, Ended) and (state.decision, state.suspect, state.node) == ("retry", True, "n-0")
+    assert "nvidia-container-cli" in state.cause
+
+
 def test_progress_of_any_kind_resets_the_silence() -> None:
     trail, seen = Trail(started=0.0), Seen(exists=True, workers=(a_worker(0),))
     for sequence, now in ((1, 0.0), (2, 15.0), (3, 30.0), (3, 45.0)):

@@ -210,6 +210,18 @@ def test_what_our_own_call_returned_is_not_overwritten_by_older_news(server: Api
     mirror.close()
 
 
+def test_what_was_deleted_does_not_come_back_by_an_older_answer(server: ApiServer) -> None:
+    mirror = a_mirror(server)
+    name = a_job(server)
+    until(mirror.jobs, "the job")
+    (renewed,) = mirror.jobs()
+    server.change(lambda memory: memory.delete(PYTORCH_JOBS, name, uid=renewed["metadata"]["uid"]))
+    until(lambda: not mirror.jobs(), "its deletion")
+    mirror.note(PYTORCH_JOBS, renewed)
+    assert mirror.jobs() == []
+    mirror.close()
+
+
 def test_a_list_of_several_pages_that_grew_too_old_begins_again(server: ApiServer) -> None:
     left = [410]
 
