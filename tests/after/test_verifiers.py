@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 import resource
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -167,6 +169,14 @@ def test_a_process_with_many_open_files_compares():
         for descriptor in held:
             os.close(descriptor)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_process_under_a_limit_of_its_own_compares():
+    """`ulimit -t`: its worker may not raise what it was started with."""
+    program = "import resource; resource.setrlimit(resource.RLIMIT_CPU, (3600, 3600)); "
+    program += "from trainer.after import latex; print(latex.same('1+x', 'x+1'), latex.same('1+x', 'x+2'))"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert found.stdout.split() == ["True", "False"], found.stderr
 
 
 def test_a_comparison_that_stands_still_is_given_up(monkeypatch: pytest.MonkeyPatch):

@@ -38,20 +38,26 @@ Form = tuple[str, Any]
 
 def main() -> None:
     limit = int(sys.argv[1])
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _limit(resource.RLIMIT_AS, limit)
+    _limit(resource.RLIMIT_CORE, 0)
     parse_latex("1")  # the grammar is read once, outside of any limit
     _say({"ready": True})
     for line in sys.stdin:
         asked = json.loads(line)
         used = resource.getrusage(resource.RUSAGE_SELF)
         seconds = int(used.ru_utime + used.ru_stime) + 1 + asked["cpu_s"]
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
+        _limit(resource.RLIMIT_CPU, seconds)
         try:
             found = same(asked["one"], asked["other"])
         except MemoryError:
             found = None
         _say({"same": found})
+
+
+def _limit(what: int, value: int) -> None:
+    """Below the hard limit that the process was started with, which nobody may raise."""
+    hard = resource.getrlimit(what)[1]
+    resource.setrlimit(what, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
 
 
 def _say(content: dict[str, Any]) -> None:
