@@ -97,6 +97,16 @@ def test_an_episode_that_goes_on_in_the_next_files_is_read_where_it_begins(tmp_p
     assert json.loads(Path(out, "input.json").read_text())["funnel"]["bad"] == {before: 5}
 
 
+def test_an_empty_row_group_at_the_end_of_the_file_before_changes_nothing(tmp_path: Path):
+    rows = pa.Table.from_pylist(rows_of(), SCHEMA)
+    with pq.ParquetWriter(tmp_path / "t-00000-of-00002.parquet", SCHEMA) as file:
+        file.write_table(rows)
+        file.write_table(rows.slice(0, 0))
+    pq.write_table(rows.slice(1), tmp_path / "t-00001-of-00002.parquet")
+    found = list(read("mind2web", tmp_path / "t-00001-of-00002.parquet"))
+    assert found and {row.reason for row in found if isinstance(row, Bad)} == {"in-the-file-before"}
+
+
 def test_auto_knows_the_table_and_leaves_others_to_the_reader_of_tables(tmp_path: Path):
     path = table(tmp_path / "train.parquet", rows_of())
     assert data.main(["data", "ingest", str(path), "--out", str(tmp_path / "shards")]) == 0

@@ -70,10 +70,10 @@ def _last_episode(path: str | None) -> str | None:
         return None
     with open_file(path) as file:
         table = _opened(file, path)
-        if not table.metadata.num_rows:
+        filled = [group for group in range(table.num_row_groups) if table.metadata.row_group(group).num_rows]
+        if not filled:
             return None
-        names = table.read_row_group(table.num_row_groups - 1, columns=["annotation_id"])["annotation_id"]
-        return names[-1].as_py()
+        return table.read_row_group(filled[-1], columns=["annotation_id"])["annotation_id"][-1].as_py()
 
 
 def _opened(file: Any, path: str) -> pq.ParquetFile:
