@@ -1,44 +1,29 @@
 """A step of the pipeline on a cluster: the entry points.
 
     run_step("train", cluster="onprem", out="s3://...", stage="sft")     returns when the step is done, or raises
-    clean_up("onprem", out="s3://...", run_id=...)                        removes what a run still owns
 
-The loop itself is k8s/loop.py. Nothing here imports torch or mlflow.
+The loop itself is k8s/loop.py, removing what a run still owns is k8s/cleanup.py. Nothing here imports torch or mlflow.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from k8s import names
-from k8s.cleanup import clean_up, default_run_id
+from k8s.cleanup import default_run_id
 from k8s.client import connect
 from k8s.cluster import Cluster, example_images, load_cluster
 from k8s.loop import Launcher
 from k8s.names import Run
-from k8s.tasks import Task, first_digest, progress_of, task_of
+from k8s.tasks import Task, task_of
 from trainer import storage
 from trainer.command import PARENT_RUN
 from trainer.errors import ClusterError, Preempted, UsageError
 from trainer.resolve import from_resolved
-
-__all__ = [
-    "Launcher",
-    "Task",
-    "clean_up",
-    "connect",
-    "default_run_id",
-    "first_digest",
-    "prepared",
-    "progress_of",
-    "run_step",
-    "task_of",
-]
 
 OWNER = "QWENVL_OWNER"
 """API_VERSION,KIND,NAME,UID of an object whose deletion deletes what a launcher creates: a pipeline's Workflow."""
@@ -86,7 +71,7 @@ def word_at_sigterm(step: str) -> Iterator[None]:
 
     def leave(*_: object) -> None:
         text = f"{step}: the launcher was stopped; its job goes on. Run again to follow it, or stop it: qwenvl job stop"
-        os.write(sys.stdout.fileno() if sys.stdout.isatty() else 1, f"{text}\n".encode())
+        os.write(1, f"{text}\n".encode())  # print() may have been interrupted in the middle
         raise SystemExit(Preempted.code)
 
     before = signal.signal(signal.SIGTERM, leave)

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from trainer.errors import ClusterError, QwenVLError, UsageError
+from trainer.errors import ClusterError, QwenVLError, StorageError, UsageError
 
 ENDED = {"SUCCEEDED", "FAILED", "SKIPPED", "CANCELED"}
 WAIT_S = 10.0
@@ -291,11 +291,11 @@ def stop(
     out, cluster = given(run).get("out"), given(run).get("cluster")
     if not out or not cluster or cluster == "local":
         return 0
-    from k8s import launcher
+    from k8s import cleanup
 
     try:
-        launcher.clean_up(cluster, out=out, run_id=run_id)
-    except ClusterError as error:
+        cleanup.clean_up(cluster, out=out, run_id=run_id)
+    except (ClusterError, StorageError) as error:  # refused, or no answer
         say(f"the run's own exit task removes its jobs; from here it could not be done: {error}")
     return 0
 

@@ -192,9 +192,9 @@ def clean_up(*, cluster: str, out: str, run_id: str, state: str) -> str:
     """When the run has ended or was stopped: remove or suspend what it still owns on the cluster."""
     if cluster == LOCAL:
         return DONE
-    from k8s import launcher
+    from k8s import cleanup
 
-    launcher.clean_up(cluster, out=out, run_id=run_id)
+    cleanup.clean_up(cluster, out=out, run_id=run_id)
     return f"after {state}"
 
 

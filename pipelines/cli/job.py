@@ -83,6 +83,8 @@ def launch(asked: argparse.Namespace) -> int:
     """create and watch."""
     from k8s import launcher
     from k8s.attempts import NEVER
+    from k8s.client import connect
+    from k8s.loop import Launcher
     from k8s.tasks import named
     from pipelines.settle import settle, stored_recipe
     from trainer.errors import UsageError
@@ -103,11 +105,11 @@ def launch(asked: argparse.Namespace) -> int:
         accept_changes=_accepted(stage, asked.accept_changes),
         run_id=asked.run_id,
     )
-    api = launcher.connect(offered.namespace)
+    api = connect(offered.namespace)
     if asked.verb == "create":
-        launcher.Launcher(api, offered, task, say=_say, name=NEVER).create()
+        Launcher(api, offered, task, say=_say, name=NEVER).create()
         return 0
-    watching = launcher.Launcher(api, offered, task, say=_say)
+    watching = Launcher(api, offered, task, say=_say)
     try:
         with launcher.word_at_sigterm(task.step):
             watching.launch()
@@ -121,14 +123,15 @@ def launch(asked: argparse.Namespace) -> int:
 
 def show_logs(asked: argparse.Namespace) -> int:
     """Of the newest attempt, or of the one asked for."""
-    from k8s import cleanup, launcher, logs
+    from k8s import cleanup, logs
+    from k8s.client import connect
     from k8s.cluster import load_cluster
     from trainer import storage
     from trainer.attempt import attempts
     from trainer.errors import UsageError
 
     stage_uri = storage.join(asked.out, asked.step)
-    api = launcher.connect(load_cluster(_inline(asked.cluster)).namespace)
+    api = connect(load_cluster(_inline(asked.cluster)).namespace)
     found = cleanup.first_pod(api, out=asked.out, step=asked.step, attempt=asked.attempt)
     if found is not None:
         logs.Follower(api, *found, _say).follow()
@@ -143,10 +146,11 @@ def show_logs(asked: argparse.Namespace) -> int:
 
 
 def stop(asked: argparse.Namespace) -> int:
-    from k8s import cleanup, launcher
+    from k8s import cleanup
+    from k8s.client import connect
     from k8s.cluster import load_cluster
 
-    api = launcher.connect(load_cluster(_inline(asked.cluster)).namespace)
+    api = connect(load_cluster(_inline(asked.cluster)).namespace)
     found = cleanup.stop(api, out=asked.out, step=asked.step, suspend=asked.suspend)
     _say(f"{'suspended' if asked.suspend else 'removed'}: {', '.join(found) if found else 'nothing was under way'}")
     return 0

@@ -12,12 +12,14 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from k8s import launcher, names
+from k8s import names
 from k8s.client import KubernetesApi
 from k8s.cluster import Cluster
+from k8s.loop import Launcher
 from k8s.names import Run
 from k8s.pytorchjob import Rendered, render_stage, spec_sha256
 from k8s.record import FOLDER
+from k8s.tasks import Task, progress_of
 from trainer import storage
 from trainer.recipe import STAGES, Recipe
 from trainer.resolve import load_recipe
@@ -54,18 +56,18 @@ def launch(spec: Json, say: Callable[[str], None]) -> None:
     def render(one: Run) -> Rendered:
         return with_payload(render_stage(recipe, "sft", cluster, one), spec)
 
-    task = launcher.Task(
+    task = Task(
         step="sft",
         run=run,
         render=render,
         finished=lambda: storage.exists(done),
-        progress=lambda attempt: launcher.progress_of(stage_uri, attempt),
+        progress=lambda attempt: progress_of(stage_uri, attempt),
         committed=lambda: max(commits(stage_uri), default=None),
         stage_uri=stage_uri,
         records=storage.join(spec["out"], FOLDER),
     )
     api = api_of(spec["kubeconfig"], cluster.namespace)
-    launcher.Launcher(api, cluster, task, say=say).launch()
+    Launcher(api, cluster, task, say=say).launch()
 
 
 def commits(stage_uri: str) -> list[int]:

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from k8s import launcher
 from k8s.cleanup import remove_owned
 from k8s.client import VERBS
+from k8s.loop import Launcher
 from k8s.names import Run
+from k8s.tasks import task_of
 from tests.cluster.bench import Bench, Launching, chart
 from tests.cluster.conftest import Reached
 from tests.cluster.launching import api_of
@@ -72,9 +73,9 @@ def _prepare(bench: Bench, run_id: str) -> Launching:
     """A data preparation, which is a Job."""
     recipe = load_recipe("tiny_smoke")
     run = Run(out=bench.out, id=run_id)
-    task = launcher.task_of("prepare-data", recipe, bench.cluster, run)
+    task = task_of("prepare-data", recipe, bench.cluster, run)
     api = api_of(str(bench.launcher), bench.namespace)
-    return bench.start(lambda say: launcher.Launcher(api, bench.cluster, task, say=say).launch())
+    return bench.start(lambda say: Launcher(api, bench.cluster, task, say=say).launch())
 
 
 def test_without_the_role_the_launcher_is_told_what_it_may_not_do(bench: Bench) -> None:

@@ -14,8 +14,9 @@ from typing import Any
 import fsspec
 import pytest
 
-from k8s import launcher
+from k8s.loop import Launcher
 from k8s.names import Run
+from k8s.tasks import task_of
 from pipelines.settle import settle
 from tests.cluster import nodes, place
 from tests.cluster.bench import ROOT, Bench, Launching
@@ -40,9 +41,9 @@ LIMIT_S = 600
 
 
 def step(bench: Bench, recipe: Recipe, what: str, stage: str | None = None) -> Launching:
-    task = launcher.task_of(what, recipe, bench.cluster, Run(out=bench.out, id="run-1"), stage=stage)
+    task = task_of(what, recipe, bench.cluster, Run(out=bench.out, id="run-1"), stage=stage)
     api = api_of(str(bench.launcher), bench.namespace)
-    return bench.start(lambda say: launcher.Launcher(api, bench.cluster, task, say=say).launch())
+    return bench.start(lambda say: Launcher(api, bench.cluster, task, say=say).launch())
 
 
 def kill(pod: dict[str, Any]) -> None:

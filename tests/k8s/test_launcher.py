@@ -19,7 +19,7 @@ from k8s.cluster import load_cluster
 from k8s.decide import Progress
 from k8s.job import render_prepare
 from k8s.names import Run
-from k8s.tasks import progress_of
+from k8s.tasks import first_digest, progress_of, task_of
 from tests.k8s.bench import OUT, RECIPE, Bench, a_record, another, script, under_way
 from tests.k8s.memory import waiting
 from trainer import heartbeat
@@ -265,9 +265,9 @@ def test_the_launcher_loads_neither_torch_nor_mlflow_nor_data_frames() -> None:
 
 def test_the_identity_is_the_digest_at_the_first_step(tmp_path: Any) -> None:
     out = str(tmp_path)
-    assert launcher.first_digest(out, "sft", "one") == "one"
-    assert launcher.first_digest(out, "sft", "two") == "one"
-    assert launcher.first_digest(out, "dpo", "two") == "two"
+    assert first_digest(out, "sft", "one") == "one"
+    assert first_digest(out, "sft", "two") == "one"
+    assert first_digest(out, "dpo", "two") == "two"
 
 
 def test_a_task_of_every_step_renders(tmp_path: Any) -> None:
@@ -283,11 +283,11 @@ def test_a_task_of_every_step_renders(tmp_path: Any) -> None:
         "prepare-stage": "sft",
     }
     for what, stage in {**steps, "requests": "dpo", "select": "dpo"}.items():
-        task = launcher.task_of(what, recipe, cluster, run, stage=stage)
+        task = task_of(what, recipe, cluster, run, stage=stage)
         rendered = task.render(dataclasses.replace(task.run, attempt=2))
         assert rendered.name.endswith("-a2")
     with pytest.raises(UsageError, match="no such step"):
-        launcher.task_of("dream", recipe, cluster, run)
+        task_of("dream", recipe, cluster, run)
 
 
 def test_heartbeats_of_attempts_before_are_read_once(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

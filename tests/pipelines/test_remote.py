@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import yaml
 
 from k8s import names
+from k8s.client import Unreachable
 from pipelines import remote
 from pipelines.cli.main import main
 from pipelines.full_recipe import COMPILED, NAME, compile_to
@@ -255,6 +257,17 @@ def test_stop_without_a_kubeconfig_leaves_the_jobs_to_the_runs_exit_task(
     assert f"POST /apis/v2beta1/runs/{run_id}:terminate" in kfp.calls
 
 
+def test_stop_with_a_cluster_that_does_not_answer_leaves_the_jobs_to_the_exit_task_too(
+    kfp: FakeKfp, cluster: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(remote.time, "sleep", lambda _: None)
+    monkeypatch.setattr("k8s.cleanup.connect", Mock(side_effect=Unreachable("the API server did not answer")))
+    assert submit(cluster, "--detach") == 0
+    (run_id,) = kfp.runs
+    assert main(["runs", "stop", run_id]) == 0
+    assert "exit task removes its jobs" in (text := capsys.readouterr().out) and "did not answer" in text
+
+
 def a_job(name: str, owner: str, over: bool = False) -> dict[str, Any]:
     conditions = [{"type": "Failed" if over else "Running", "status": "True"}]
     marks = {names.OWNER: owner, names.OUT: OUT}
@@ -262,7 +275,7 @@ def a_job(name: str, owner: str, over: bool = False) -> dict[str, Any]:
     return {
         "apiVersion": "kubeflow.org/v1",
         "kind": "PyTorchJob",
-        "metadata": {"name": name, "uid": name, "annotations": marks, "labels": labels},
+        "metadata": {"name": name, "uid": name, "resourceVersion": "1", "annotations": marks, "labels": labels},
         "spec": {"pytorchReplicaSpecs": {"Worker": {"replicas": 1}}},
         "status": {"conditions": conditions},
     }
