@@ -91,12 +91,13 @@ class Asking(Generic[T]):
         """Forms are tried in rounds, each recorded before it is looked at."""
         valid: list[list[T]] = [[] for _ in block]
         open_ = [(number, answer) for number in range(len(block)) for answer in range(self.judge.answers)]
-        unreadable: set[int] = set()
+        unreadable: set[str] = set()
         for form in range(NUM_FORMS):
             wanted = {place: self._asked(block[place[0]].digest, place[1], form) for place in open_}
             missing = {asked: place for place, asked in reversed(wanted.items()) if self.record.get(asked) is None}
             self.counts.recorded += sum(self.record.get(asked) is not None for asked in wanted.values())
-            unreadable |= self._ask(pool, block, [(place[0], asked) for asked, place in missing.items()])
+            failed = self._ask(pool, block, [(place[0], asked) for asked, place in missing.items()])
+            unreadable |= {block[number].digest for number in failed}  # two samples may ask the same
             left = []
             for place in open_:
                 given = self.record.get(wanted[place])
@@ -107,7 +108,7 @@ class Asking(Generic[T]):
                     self.counts.malformed += 1
                     left.append(place)
                 else:
-                    self.counts.unanswered += place[0] not in unreadable
+                    self.counts.unanswered += block[place[0]].digest not in unreadable
             open_ = left
         return valid
 

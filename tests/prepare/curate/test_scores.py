@@ -21,7 +21,8 @@ from tests.prepare.curate.builders import a_document, a_photo, a_recipe, as_file
 from tests.prepare.curate.test_near import kept_ids, photo, undecodable
 from trainer import storage
 from trainer.after import completions
-from trainer.errors import DataError
+from trainer.curation import Judge
+from trainer.errors import DataError, MediaError
 
 GOOD = {"text_quality": 5, "image_text_relevance": 4, "image_text_complementarity": 3, "information_balance": 2}
 BAD = {**GOOD, "text_quality": 1}
@@ -299,6 +300,16 @@ def test_an_endpoint_that_is_not_there_is_one_error(tmp_path: Path, server: Serv
     server.http.server_close()
     with pytest.raises(DataError, match="the judge does not answer"):
         curate(judged(server), str(tmp_path))
+
+
+def test_a_picture_that_cannot_be_decoded_is_no_call_that_failed_however_many_ask_it(tmp_path: Path, server: Server):
+    def messages() -> list[dict[str, Any]]:
+        raise MediaError("no picture")
+
+    judge = Judge(url=server.url, model="m")
+    asked = asking.Asking(judge, Record(str(tmp_path)), lambda text: text, seed=1, field="here")
+    assert asked.answers([asking.Request("same", name, messages) for name in ("one", "two")]) == [[], []]
+    assert (asked.counts.failed, asked.counts.unanswered) == (2, 0)
 
 
 def test_blocks_of_answers_beyond_99999_do_not_replace_each_other(tmp_path: Path):
