@@ -71,22 +71,24 @@ def export(source: Source, folder: str, *, samples: int, first: int = 0) -> Json
     if (target / STEPS).exists():
         raise UsageError("there are steps already, which may have been written on", where=str(target / STEPS),
                          expected="a folder without them", do="choose another --out")  # fmt: skip
-    found = [(shard, row, sample) for shard, row, sample in samples_of(source) if steps_of(sample)]
-    chosen = found[first : first + samples]
+    chosen, num_found = [], 0
+    for place in (place for place in samples_of(source) if steps_of(place[2])):
+        chosen += [place] if first <= num_found < first + samples else []
+        num_found += 1
     if not chosen:
         raise UsageError("no trajectories to write about", where=source.uri, expected=f"some from number {first} on",
-                         got=f"{len(found)} of {source.num_samples} samples have steps")  # fmt: skip
+                         got=f"{num_found} of {source.num_samples} samples have steps")  # fmt: skip
     target.mkdir(parents=True, exist_ok=True)
     lines = [line for _, _, sample in chosen for line in lines_of(sample)]
-    (target / STEPS).write_text("".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines), "utf-8")
     reader = ShardReader(source)
     try:
         pages = ((sample, list(reader.media(shard, row)), lines_of(sample)) for shard, row, sample in chosen)
         write_page(pages, str(target / PAGE), filters_of(source))
     finally:
         reader.close()
+    (target / STEPS).write_text("".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines), "utf-8")
     empty = sum(not line["reasoning"] for line in lines)
-    return {"trajectories": len(chosen), "of": len(found), "steps": len(lines), "without reasoning": empty}
+    return {"trajectories": len(chosen), "of": num_found, "steps": len(lines), "without reasoning": empty}
 
 
 def lines_of(sample: Sample) -> list[Json]:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from pipelines.cli import data
+from pipelines.prepare.reasoning import annotate
 from pipelines.prepare.reasoning.annotate import export, filters_of, take
 from pipelines.prepare.reasoning.steps import steps_of, with_reasoning
 from pipelines.prepare.stored import problems
@@ -90,6 +91,18 @@ def test_what_was_exported_and_not_touched_changes_nothing(source: Source, tmp_p
     found = take(source, str(answered(source, tmp_path)), str(tmp_path / "new"))
     assert found["made"]["steps unchanged"] == 1 and found["made"]["steps not answered"] == 7
     assert [sample for sample, _ in read_back(str(tmp_path / "new"))] == [sample for sample, _ in read_back(source.uri)]
+
+
+def test_an_export_that_failed_can_be_made_again(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: Any) -> None:
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space"):
+        patch.setattr(annotate, "write_page", full)
+        export(source, str(tmp_path / "words"), samples=1)
+    assert export(source, str(tmp_path / "words"), samples=1)["trajectories"] == 1
+    with pytest.raises(UsageError, match="steps already"):
+        export(source, str(tmp_path / "words"), samples=1)
 
 
 def test_the_same_answers_twice_give_the_same_shards(
