@@ -64,7 +64,10 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     return folder, overrides
 
 
-@pytest.mark.parametrize(("workers", "partitions", "block"), [(0, 0, 77), (2, 0, 256), (3, 7, 100)])
+@pytest.mark.parametrize(
+    ("workers", "partitions", "block"),
+    [(0, 0, 77), *(pytest.param(*case, marks=pytest.mark.extended) for case in [(2, 0, 256), (3, 7, 100)])],
+)
 def test_shards_columns_and_plans_are_the_same_bytes(
     workers: int, partitions: int, block: int, native: tuple[Path, list[str]]
 ):

@@ -91,6 +91,7 @@ def wait_for(begun: subprocess.Popen, log: Path) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.extended
 def test_a_whole_preparation_that_is_killed_again_and_again_gives_the_same_bytes(tmp_path: Path):
     data, log = tmp_path / "data", tmp_path / "log"
     data.mkdir()

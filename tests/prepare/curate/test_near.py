@@ -261,6 +261,7 @@ print(json.dumps({"runner": daft.get_or_create_runner().name, "computed": work.c
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_the_result_on_a_ray_cluster_is_the_same(planted, tmp_path: Path):
     out, documents, _ = planted
     write_source(tmp_path, documents, shard_bytes=300_000)

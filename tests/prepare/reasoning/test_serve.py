@@ -17,6 +17,7 @@ __all__ = ["serving"]
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_a_real_server_takes_steps_with_both_screenshots_and_its_words_are_recorded(
     serving: tuple[str, str], tmp_path: Path
 ):
