@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from k8s.client import CONFIG_MAPS, PYTORCH_JOBS, Conflict, Exists, KubernetesApi, Unreachable
+from k8s.client import CONFIG_MAPS, EVENTS, PYTORCH_JOBS, Conflict, Exists, KubernetesApi, Unreachable
 from k8s.logs import Follower
 from trainer.errors import ClusterError
 
@@ -171,6 +171,14 @@ def test_connections_are_kept_alive_also_with_a_new_token(server: Server) -> Non
     assert ours.sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
     assert ours.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1, "as it was before"
     ours.close()
+
+
+def test_lists_leave_out_who_wrote_which_field(server: Server) -> None:
+    """It is half of an object, and the launcher lists every event of a namespace."""
+    one = {"metadata": {"name": "a", "managedFields": [{"manager": "kubelet"}]}, "message": "m"}
+    server.answer = lambda *_: (200, {"kind": "EventList", "apiVersion": "v1", "items": [one], "metadata": {}})
+    found = an_api(server).list(EVENTS, {})
+    assert found == [{"apiVersion": "v1", "kind": "Event", "metadata": {"name": "a"}, "message": "m"}]
 
 
 def test_lists_are_read_to_the_last_page(server: Server) -> None:

@@ -290,7 +290,7 @@ def test_logs_are_the_lines_of_the_steps_own_pods(
         ("full-recipe-x1-system-container-driver-2", "full-recipe-x1.root.stage1-driver"),
         ("full-recipe-x1-system-container-impl-3", "full-recipe-x1.root.export"),
     ):
-        metadata = {"name": name, "creationTimestamp": "2026-11-22T12:00:00Z"}
+        metadata: dict[str, Any] = {"name": name, "creationTimestamp": "2026-11-22T12:00:00Z"}
         metadata["annotations"] = {"workflows.argoproj.io/node-name": node}
         kfp.pods.append({"metadata": metadata, "status": {"phase": "Succeeded"}})
         kfp.pod_logs[name] = f"lines of {node}"
