@@ -37,7 +37,10 @@ def stored(target: str, key: str) -> Json | None:
     if not (storage.exists(marker) and storage.exists(storage.join(target, MANIFEST))):
         return None
     content = storage.read_json(marker)
-    return content["funnel"] if content["key"] == key else None
+    if content["key"] != key:
+        return None
+    storage.remove_tree(swap.beside(target))  # what a process that was killed had not yet tidied up
+    return content["funnel"]
 
 
 class ResumableShards:

@@ -253,10 +253,11 @@ def load_text(name: str) -> str:
 def test_the_launcher_loads_neither_torch_nor_mlflow_nor_data_frames() -> None:
     """With its client and S3 it stays near 100 MB."""
     script = (
-        "import sys, resource, s3fs; from kubernetes import client; import k8s.launcher, k8s.reaper;"
+        "import sys, s3fs; from kubernetes import client; import k8s.launcher, k8s.reaper;"
+        "from tests.memory import peak_kb;"
         "client.ApiClient(client.Configuration());"
         "heavy = {'torch', 'mlflow', 'pandas', 'pyarrow', 'transformers', 'kfp', 'daft'} & sys.modules.keys();"
-        "print(sorted(heavy), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+        "print(sorted(heavy), peak_kb() // 1024)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     heavy, _, memory_mb = done.stdout.strip().rpartition(" ")

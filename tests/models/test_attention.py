@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.memory import peak_kb, resident_kb
 from tests.models.builders import Built, far
 from trainer.step import attention
 from trainer.step.attention import Segment, chosen, segment_attention, segments_of, window_attention, windows_of
@@ -28,21 +28,16 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA d
 
 def peak_bytes(call: Callable[[], Any]) -> int:
     """By how much the call raises the process's memory at its highest (Linux: VmHWM, set back through clear_refs)."""
-    status, clear = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    clear = Path("/proc/self/clear_refs")
     if not clear.exists():
         pytest.skip("no /proc/self/clear_refs")
-
-    def field(name: str) -> int:
-        found = re.search(rf"{name}:\s+(\d+) kB", status.read_text())
-        assert found
-        return 1024 * int(found[1])
 
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # what earlier tests freed is given back, else it would hide what the call takes
     clear.write_text("5")
-    before = field("VmRSS")
+    before = resident_kb()
     call()
-    return field("VmHWM") - before
+    return 1024 * (peak_kb() - before)
 
 
 def a_long_pack(built: Built) -> Any:

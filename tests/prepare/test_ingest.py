@@ -325,12 +325,12 @@ def test_json_lines_are_read_one_by_one_also_to_recognise_them(media: Path):
         for _ in range(2000):
             file.write(row)
     program = (
-        "import resource, sys; from pipelines.prepare.formats import recognise; "
+        "import sys; from tests.memory import peak_kb; from pipelines.prepare.formats import recognise; "
         "from pipelines.prepare.formats.rows import json_entries; "
-        "base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; "
+        "base = peak_kb(); "
         "name, _ = recognise(sys.argv[1], ('text', 'llava', 'coco')); "
         "count = sum(1 for _ in json_entries(sys.argv[1])); "
-        "print(name, count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base)"
+        "print(name, count, peak_kb() - base)"
     )
     words = [sys.executable, "-c", program, str(path)]
     name, count, grown_kb = subprocess.run(words, check=True, capture_output=True, text=True).stdout.split()

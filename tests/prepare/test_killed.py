@@ -180,6 +180,17 @@ def test_only_what_lies_in_no_whole_shard_is_described_again(media: Path, monkey
     )
 
 
+def test_what_a_kill_left_after_the_shards_took_their_place_is_gone(media: Path):
+    recipe = a_recipe(a_source("llava", write_lines(media / "rows.jsonl", [a_caption(0)])), "model.tokenizer=nowhere")
+    prepare_data(recipe, str(media / "out"))
+    before = files_of(media / "out")
+    new = swap.beside(ingest.source_uri(str(media / "out"), "mine", "train"))
+    storage.write_bytes(storage.join(new, swap.CLEARED), b"")
+    storage.write_json(storage.join(new, resumable.PROGRESS, "00000.json"), {})
+    prepare_data(recipe, str(media / "out"))
+    assert files_of(media / "out") == before
+
+
 def test_another_input_begins_anew_and_so_does_a_shard_that_is_not_whole(media: Path, monkeypatch: pytest.MonkeyPatch):
     path = write_lines(media / "rows.jsonl", [a_caption(number) for number in range(800)])
     recipe = a_recipe(a_source("llava", path), "model.tokenizer=nowhere", SMALL)

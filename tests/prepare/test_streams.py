@@ -160,16 +160,17 @@ def test_another_form_is_one_error(content: str, told: str, tmp_path: Path):
 # ---------------------------------------------------------------- memory
 
 PROGRAM = """
-import resource, sys
+import sys
 from pipelines.prepare.formats import recognise
 from pipelines.prepare.formats.coco import read
 from pipelines.prepare.formats.llava import read as rows
+from tests.memory import peak_kb
 from trainer.recipe import Source
 mine = Source(format="coco", path=sys.argv[1], kind="grounding", rendering="chat")
-base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+base = peak_kb()
 name, _ = recognise(sys.argv[1], ("coco", "llava", "text"))
 count = sum(1 for _ in (read if name == "coco" else rows)(sys.argv[1], "media", mine))
-print(name, count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base)
+print(name, count, peak_kb() - base)
 """
 
 
