@@ -93,9 +93,7 @@ class Attempts:
     def still_ours(self, job: Json) -> None:
         """Of two launchers for one job, the one that took it over goes on."""
         marks = job["metadata"].get("annotations", {})
-        if names.SUSPENDED in marks:
-            do = "running this again resumes it"
-            raise ClusterError("the job was suspended by a person", where=job["metadata"]["name"], do=do)
+        refuse_suspended(job, do="qwenvl job watch resumes it")
         if (marks.get(names.OWNER), marks.get(names.LAUNCHER)) != (self.run.id, self.launcher):
             raise ClusterError(
                 "another run took the job over",
@@ -198,6 +196,12 @@ def template_of(job: Json) -> Json:
 
 def container_of(job: Json) -> str:
     return template_of(job)["spec"]["containers"][0]["name"]
+
+
+def refuse_suspended(job: Json, *, do: str) -> None:
+    """ClusterError when a person suspended the job, which others than Kueue cannot undo by themselves."""
+    if names.SUSPENDED in job["metadata"].get("annotations", {}):
+        raise ClusterError("the job was suspended by a person", where=job["metadata"]["name"], do=do)
 
 
 def suspension(job: Json, suspend: bool) -> Json:

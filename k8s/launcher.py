@@ -58,7 +58,7 @@ def run_step(
     )
     say = say or (lambda line: print(line, flush=True))
     with word_at_sigterm(task.step):
-        Launcher(connect(offered.namespace), offered, task, say=say).launch()
+        Launcher(connect(offered.namespace), offered, task, say=say, retried=True).launch()
 
 
 @contextmanager

@@ -22,7 +22,16 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from k8s import decide, logs, names
-from k8s.attempts import Attempts, attempt_of, container_of, excluded_by, never_fits, pods_of, refuse_another
+from k8s.attempts import (
+    Attempts,
+    attempt_of,
+    container_of,
+    excluded_by,
+    never_fits,
+    pods_of,
+    refuse_another,
+    refuse_suspended,
+)
 from k8s.client import Api, Json, QuotaExceeded, Unreachable, kind_of
 from k8s.cluster import Cluster
 from k8s.decide import Again, Ended, Progress, Stop, Trail, Wait
@@ -30,7 +39,7 @@ from k8s.logs import Follower
 from k8s.mirror import Event, Mirror, View
 from k8s.pace import Pace
 from k8s.pytorchjob import Rendered
-from k8s.record import Record, Records, ended, series
+from k8s.record import Record, Records, ended, given_up, series
 from k8s.seen import Seen, Worker, read
 from k8s.tasks import Task
 from trainer.errors import UNKNOWN, ClusterError, Preempted, StorageError
@@ -40,6 +49,8 @@ LOOK_S = 15.0
 AGAIN_S = 5.0
 QUOTA_S = 20.0
 GONE_S = 2.0
+GIVEN_UP_S = 900.0
+"""So long a pipeline's own retries find a step given up: it starts a failed step again whatever that failed of."""
 RENEW_S = 300.0
 GONE_MARGIN_S = 60.0
 """Beyond their grace, for pods of an ended attempt; then their node does not answer and is left out."""
@@ -53,6 +64,8 @@ class Launcher:
     Args:
         view: what the loop looks at; default: a Mirror of the API.
         follow: whether rank 0's log is shown.
+        retried: started by a pipeline, which starts it again after any failure: what was given up or suspended by a
+            person a moment ago then stays so.
         name: of this launcher, another for each; default: host and a random part.
     """
 
@@ -68,9 +81,10 @@ class Launcher:
         now: Callable[[], float] = time.time,
         view: View | None = None,
         follow: bool = True,
+        retried: bool = False,
         name: str | None = None,
     ):
-        self.api, self.cluster, self.task, self.follow = api, cluster, task, follow
+        self.api, self.cluster, self.task, self.follow, self.retried = api, cluster, task, follow, retried
         self.say: Say = lambda line: say(f"{task.step}: {line}")
         self.show = say
         self.clock, self.sleep, self.now = clock, sleep, now
@@ -97,6 +111,8 @@ class Launcher:
         if self._verified():
             self.say("done already, its result verifies")
             return
+        if self.retried:
+            self._refuse_what_was_given_up()
         if self._view is None:
             self._view = self._mirror()
         try:
@@ -170,6 +186,21 @@ class Launcher:
             self._pause(attempt, action)
             job, attempt = None, attempt + 1
 
+    def _refuse_what_was_given_up(self) -> None:
+        last = given_up(self.records.read(), self.task.run.id)
+        if last is None or last.end is None:
+            return
+        left = GIVEN_UP_S - (self.now() - last.end.ended_s)
+        if 0 < left <= GIVEN_UP_S:
+            error = ClusterError(
+                "this run gave the step up a moment ago",
+                where=f"{self.task.step}, attempt {last.attempt}",
+                got=last.end.cause,
+                do=f"mend the cause, then start it again: qwenvl runs retry in {left:.0f} s, or qwenvl job watch now",
+            )
+            error.code = last.end.code if last.end.code > 0 else error.code
+            raise error
+
     def _pause(self, attempt: int, action: Again) -> None:
         self.exclude = action.exclude_nodes
         if self.exclude:
@@ -223,6 +254,8 @@ class Launcher:
                 seen = read(job, pods_of(job, self.view.pods()))
                 if seen.outcome is None or (seen.outcome == "succeeded" and self.task.finished is None):
                     rendered = self._rendered(attempt, excluded_by(job))
+                    if self.retried:
+                        refuse_suspended(job, do="resume it: qwenvl job watch")
                     if not adopt:
                         refuse_another(rendered.job, job)
                     return self.attempts.adopt(job, rendered) if adopt else job, attempt

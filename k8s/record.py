@@ -39,6 +39,8 @@ class End(Stored):
     suspect: bool = False
     ended_at: str = ""
     """UTC, for people."""
+    ended_s: float = 0.0
+    """Seconds since 1970 by the launcher's clock."""
 
 
 class Record(Stored):
@@ -111,6 +113,7 @@ class Records:
         known = self._known.get(attempt)
         if known is None:
             return  # adopted while storage did not answer
+        now = self._now()
         end = End(
             decision=ended.decision,
             code=ended.code,
@@ -119,7 +122,8 @@ class Records:
             committed_step=ended.committed_step,
             node=ended.node,
             suspect=ended.suspect,
-            ended_at=utc(self._now()),
+            ended_at=utc(now),
+            ended_s=now,
         )
         self._write(known.model_copy(update={"end": end, "closed": closed}))
 
@@ -133,6 +137,14 @@ class Records:
             storage.write_json(uri, record.model_dump(mode="json"))
         except StorageError as error:
             self._say(f"{self.step}: the record of attempt {record.attempt} was not stored: {error.what}")
+
+
+def given_up(records: Sequence[Record], run: str) -> Record | None:
+    """The last attempt, when this run gave the step up after it."""
+    last = records[-1] if records else None
+    if last is None or last.end is None or not last.closed or last.end.decision == "done" or last.run != run:
+        return None
+    return last
 
 
 def _record(uri: str) -> Record | None:
