@@ -130,7 +130,7 @@ def test_what_belongs_to_an_image_is_found_wherever_it_stands(order: tuple[str, 
     parts = {
         "images": [{"id": 1, "file_name": "a"}, {"id": "1", "file_name": "b"}, {"file_name": "c"}, {"id": 2}],
         "annotations": [{"id": 9, "image_id": 2}, {"id": 8, "image_id": 1}, {"id": 7, "image_id": 2}, 5,
-                        {"id": 6, "image_id": 3}, {"id": 5, "image_id": "1"}],
+                        {"id": 6, "image_id": 3}, {"id": 5, "image_id": "1"}, {"id": 4, "image_id": 1.0}],
         "categories": [{"id": 1, "name": "x"}, {"name": "y"}],
     }  # fmt: skip
     path = tmp_path / "coco.json"
@@ -138,7 +138,7 @@ def test_what_belongs_to_an_image_is_found_wherever_it_stands(order: tuple[str, 
     with coco_file(str(path)) as found:
         assert [image for _, image in found.images()] == parts["images"]
         assert [[one["id"] for one in found.annotations(of)] for of in (1, "1", 2, 3, None)] == [
-            [8],
+            [8, 4],
             [5],
             [9, 7],
             [6],
@@ -147,6 +147,7 @@ def test_what_belongs_to_an_image_is_found_wherever_it_stands(order: tuple[str, 
         assert [bad.where.rpartition(", ")[2] for bad in found.strangers()] == ["annotations[3]", "annotations[4]"]
         assert found.names == {1: "x"} and [bad.reason for bad in found.faults] == ["wrong-form"]
         assert found.annotation(7) == {"id": 7, "image_id": 2} and found.annotation("7") is None
+        assert found.annotation(7.0) == found.annotation(7) and found.image(1.0) == found.image(1)
         assert found.image("1") == {"id": "1", "file_name": "b"}
 
 

@@ -144,13 +144,17 @@ def _categories(stream: JsonStream, found: CocoFile) -> None:
 
 
 def id_of(entry: Any, name: str) -> int | str | None:
-    """An id that can be looked up."""
+    """An id that can be looked up; 1.0, as tables of numbers write it, is 1."""
     found = entry.get(name) if isinstance(entry, dict) else None
+    if isinstance(found, float) and found.is_integer():
+        return int(found)
     return found if isinstance(found, int | str) else None
 
 
 def _key(identity: object) -> str | None:
-    """An id as the tables have it: 1 is not "1". Raises TypeError for what is no id."""
+    """An id as the tables have it: 1 is 1.0 and not "1". Raises TypeError for what is no id."""
+    if isinstance(identity, float) and identity.is_integer():
+        identity = int(identity)
     if identity is None or isinstance(identity, int | str):
         return None if identity is None else json.dumps(identity)
     raise TypeError(f"an id that is a {type(identity).__name__}")
