@@ -68,8 +68,11 @@ DONE = re.compile(r"\b(?:done|complete[ds]?|finished|achieved|succe\w+|fulfilled
 
 
 def contradiction(text: str, actions: Sequence[Action]) -> str | None:
-    """What in the text speaks against the step's actions, for people; None where nothing does."""
-    said = text.casefold()
+    """What in the text speaks against the step's actions, for people; None where nothing does. Of an action of another
+    space than computer_use and mobile_use nothing is known."""
+    said, actions = text.casefold(), [action for action in actions if action.action in KIND_OF]
+    if not actions:
+        return None
     checks = [_kind(said, actions)]
     for action in actions:
         if action.action in ("type", "open", "answer"):

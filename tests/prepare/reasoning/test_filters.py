@@ -139,3 +139,9 @@ def test_planted_defects_are_found_and_good_reasoning_stays():
     assert min(recall[name] for name in REASONS if name != "inconsistent") == 1.0, missed
     assert recall["inconsistent"] >= 0.75, missed
     assert min(precision.values()) == 1.0, missed
+
+
+def test_of_an_action_of_another_space_nothing_is_known_and_nothing_breaks():
+    other: Call = ("teleport", {}, {})
+    assert refused("I will type the name into the field now.", other) is None
+    assert refused("I will type the name into the field now.", other, TAP) == "inconsistent"
