@@ -70,8 +70,8 @@ else
 	@$(BIN)/python -m tests.cluster doctor
 endif
 
-test-extended: $(STAMP) ## every family on ranks, its recipe; preparation on Ray and under kills; the benchmarks, small
-	$(BIN)/python -m pytest -m 'extended and not long' tests/models tests/prepare tests/integration/test_families.py tests/test_bench.py
+test-extended: $(STAMP) ## every family on ranks, its recipe; own data; Ray, kills, Ctrl-C; the benchmarks, small
+	$(BIN)/python -m pytest -m 'extended and not long' tests/models tests/prepare tests/integration tests/test_bench.py
 
 test-cluster: $(STAMP) ## stages on a real Kubernetes of our own, or on KUBECONFIG's: make test-cluster [PYTEST_ARGS="-k queue"]
 	@[ -n "$$KUBECONFIG" ] || $(BIN)/python -m tests.cluster doctor --strict

@@ -213,9 +213,10 @@ def select_answers(recipe: Recipe, stage: str, out: str) -> dict[str, Any]:
 
 
 def _reported(counts: dict[str, Any], target: str, report: str) -> dict[str, Any]:
-    """Writes selection.json."""
+    """Writes selection.json, unless it says so already."""
     content = {**counts, "source_digest": Source.open(target).digest}
-    storage.write_json(report, content)
+    if not storage.exists(report) or storage.read_json(report) != content:
+        storage.write_json(report, content)
     return content
 
 

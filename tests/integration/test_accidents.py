@@ -136,6 +136,7 @@ def a_long_stage(folder: Path) -> str:
     return str(path)
 
 
+@pytest.mark.extended
 def test_ctrl_c_lets_the_ranks_save_ends_everything_and_the_same_command_goes_on(tmp_path: Path) -> None:
     """The second time with a sample left out, which the next checkpoint records."""
     recipe, out = a_long_stage(tmp_path), tmp_path / "out"

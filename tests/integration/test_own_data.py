@@ -6,6 +6,8 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
+
 from tests.integration.runs import (
     LIMIT_S,
     Finished,
@@ -29,6 +31,7 @@ def manifests(out: Path) -> set[str]:
     return {str(path) for path in out.glob("sft/checkpoints/step-*/manifest.json")}
 
 
+@pytest.mark.extended
 def test_own_pictures_train_an_exported_model_also_when_a_rank_and_the_process_group_are_killed(
     smoke: Finished, tmp_path: Path
 ) -> None:

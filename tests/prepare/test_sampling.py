@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.prepare.sampling import make_requests, select_answers
+from pipelines.prepare.sampling import folder_of, make_requests, select_answers
 from pipelines.prepare.stage import prepare_stage
 from tests.models.configs import qwen2_vl
 from tests.prepare.builders import small_recipe
@@ -149,7 +149,9 @@ def test_selecting_again_does_nothing_until_an_answer_changes(
     requests = make_requests(recipe, "sft", out)
     answer_all(out, "sft", requests, lambda request: [(reference(request), "stop")])
     first = select_answers(recipe, "sft", out)
+    written = Path(folder_of("sft", out), "selection.json").stat()
     assert select_answers(recipe, "sft", out) == first
+    assert Path(folder_of("sft", out), "selection.json").stat() == written
     assert "already there" in capsys.readouterr().out
     answer_all(out, "sft", requests, lambda request: [("nonsense", "stop")])
     assert select_answers(recipe, "sft", out)["kept"] == 0, "negative control"
