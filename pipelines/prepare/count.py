@@ -139,7 +139,7 @@ class Counter:
                 print(f"count: {self.stage} {name}/{split} shard {shard + 1} of {source.num_shards}", flush=True)
         if self.tokenised > before:
             took = time.monotonic() - started
-            print(f"count: {self.stage} {name}/{split} {self.tokenised - before} samples ({took:.1f} s)", flush=True)
+            print(f"count: {self.stage} {name}/{split} {self.tokenised - before} tokenised ({took:.1f} s)", flush=True)
         return _source_counts(source, parts, rules, name=name, uri=uri, kind=kind, split=split, weight=weight)
 
     def _shard(self, source: Source, shard: int, ref: RulesRef, rules: Rules) -> Columns:
