@@ -38,6 +38,7 @@ from pipelines.work import DEVICE, LOCAL
 from trainer import storage
 from trainer.command import StageCall, stage_command
 from trainer.errors import UNKNOWN, UsageError
+from trainer.observe.gpu import Gpu
 from trainer.recipe import Recipe
 
 STOP_LIMIT_S = session.STOP_GRACE_S + 15
@@ -75,6 +76,13 @@ def run_here(call: RunCall) -> int:
     recipe = asked_recipe(call.recipe, call.overrides, call.base_model)
     if call.device not in ("cpu", "cuda"):
         raise UsageError("no such device", where=f"--device {call.device}", expected="cpu or cuda")
+    if call.device == "cuda" and not Gpu().is_there:
+        raise UsageError(
+            "no GPU on this machine",
+            where="--device cuda",
+            expected="one that NVIDIA's driver shows (nvidia-smi)",
+            do="leave --device out to train on the CPU, or qwenvl submit to train on a cluster",
+        )
     processes.become_subreaper()
     with _session_folder() as folder, lock.held(call.out, str(folder)):
         settle(call.recipe, call.overrides, base_model=call.base_model, accept=call.accept_changes, out=call.out)

@@ -15,6 +15,7 @@ import pytest
 
 from pipelines.cli.main import COMMANDS, main
 from trainer.errors import StorageError
+from trainer.observe.gpu import Gpu
 
 HEAVY = ("torch", "kfp", "mlflow", "daft", "kubernetes", "transformers", "pyarrow", "huggingface_hub", "pydantic")
 
@@ -94,6 +95,13 @@ def test_a_mistake_is_one_message_and_the_documented_code(
     assert "Traceback" not in told
 
 
+@pytest.mark.skipif(Gpu().is_there, reason="a GPU is there")
+def test_a_run_on_a_gpu_that_is_not_there_prepares_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "tiny", "--out", str(tmp_path / "out"), "--device", "cuda"]) == 2
+    assert "no GPU on this machine" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_every_shipped_recipe_passes_its_check() -> None:
     from trainer.resolve import shipped
 
@@ -139,7 +147,14 @@ def asked_elsewhere(*words: str, tries: int = 5, **env: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("words", [("recipe", "check", "s3://b/x.yaml"), ("run", "tiny", "--out", "s3://b/out")])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("recipe", "check", "s3://b/x.yaml"),
+        ("run", "tiny", "--out", "s3://b/out"),
+        ("data", "ingest", "s3://b/part-*.jsonl", "--out", "never"),
+    ],
+)
 def test_s3_without_credentials_is_one_message_that_says_what_to_set(words: tuple[str, ...]) -> None:
     code, told = asked_elsewhere(*words)
     assert code == StorageError.code

@@ -49,6 +49,17 @@ def test_what_is_written_is_read_listed_and_removed(out: str) -> None:
     assert storage.list_dir(storage.join(out, "a")) == []  # SeaweedFS goes on listing the empty folder itself
 
 
+def test_a_pattern_names_what_lies_in_an_object_store(out: str) -> None:
+    if storage.local_path(out) is not None:
+        pytest.skip("glob does it for folders")
+    for name in ("a/part-1.jsonl", "a/part-2.jsonl", "b/part-3.jsonl", "a/other.json"):
+        storage.write_bytes(storage.join(out, name), b"{}")
+    here, everywhere = storage.matching(f"{out}/a/part-*.jsonl"), storage.matching(f"{out}/**/part-*.jsonl")
+    assert here == [storage.join(out, f"a/part-{n}.jsonl") for n in (1, 2)]
+    assert everywhere == [*here, storage.join(out, "b/part-3.jsonl")]
+    assert storage.matching(f"{out}/none-*.jsonl") == []
+
+
 def test_a_missing_object_is_a_file_not_found(out: str) -> None:
     for call in (storage.read_bytes, storage.size, storage.sha256_of):
         with pytest.raises(FileNotFoundError):

@@ -209,6 +209,21 @@ def list_dir(uri: str) -> list[str]:
     return _retried(call, uri, "list")
 
 
+def matching(pattern: str) -> list[str]:
+    """URIs of what a pattern of an object store names (*, ?, [...], **), sorted.
+
+    Raises:
+        StorageError: it does not answer, or refuses.
+    """
+    scheme = pattern.split("://", 1)[0]
+
+    def call() -> list[str]:
+        fs, key = _remote(pattern)
+        return sorted(name if "://" in name else f"{scheme}://{name}" for name in fs.glob(key))
+
+    return _retried(call, pattern, "list")
+
+
 # ---------------------------------------------------------------- writing
 
 TEMPORARY = ".tmp-"

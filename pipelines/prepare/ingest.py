@@ -23,8 +23,6 @@ from functools import partial
 from itertools import islice, takewhile
 from typing import Any, Literal
 
-import fsspec
-
 from pipelines.prepare import resumable
 from pipelines.prepare.confined import confined
 from pipelines.prepare.corpus.names import SCHEME, SMALL, SMALL_SCALE, SYNTHETIC, is_there
@@ -250,13 +248,10 @@ def annotation_files(path: str, *, where: str) -> list[str]:
             found = [os.path.join(local, name) for name in annotations_among(os.listdir(local))]
         else:
             found = glob.glob(local, recursive=True) if glob.has_magic(local) else [local] * os.path.exists(local)
+    elif glob.has_magic(path):
+        found = storage.matching(path)
     else:
-        filesystem, inside = fsspec.core.url_to_fs(path)
-        scheme = path.split("://", 1)[0]
-        if glob.has_magic(path):
-            found = [f"{scheme}://{name}" for name in filesystem.glob(inside)]
-        else:
-            found = [storage.join(path, name) for name in annotations_among(storage.list_dir(path))] or [path]
+        found = [storage.join(path, name) for name in annotations_among(storage.list_dir(path))] or [path]
     if not found:
         raise DataError(
             "no annotation file", where=where, expected=f"a file, folder or glob: {path}", got="nothing there",

@@ -23,6 +23,10 @@ class Gpu:
         except Exception:  # no package, no driver, no such device: all mean that there is nothing to read
             self._nvml = None
 
+    @property
+    def is_there(self) -> bool:
+        return self._nvml is not None
+
     def read(self) -> dict[str, float]:
         """gpu.utilisation (0-1), gpu.memory_gib, gpu.memory_share (0-1), gpu.power_w, gpu.temperature_c"""
         nvml, handle = self._nvml, self._handle
