@@ -78,9 +78,10 @@ def test_what_is_not_recognised_says_what_was_looked_at(row: dict, what: str, to
 
 
 def test_an_empty_or_damaged_file_is_told(tmp_path: Path):
-    (tmp_path / "empty.jsonl").write_text("")
-    with pytest.raises(DataError, match="not recognised"):
-        format_of("auto", str(tmp_path / "empty.jsonl"))
+    for content, got in (("", "an empty file"), ('[{"id":', "no whole object"), ("[]", "no whole object")):
+        (tmp_path / "rows.json").write_text(content)
+        with pytest.raises(DataError, match=f"tells its format(.|\n)*{got}(.|\n)*--format NAME"):
+            format_of("auto", str(tmp_path / "rows.json"))
     for name in ("a.tar", "a.parquet"):
         (tmp_path / name).write_bytes(b"no")
         with pytest.raises(DataError, match=r"not a (tar|Parquet) file"):

@@ -11,6 +11,7 @@ from __future__ import annotations
 from importlib import import_module
 
 from pipelines.prepare.formats.peek import Peek, peek_at
+from trainer import storage
 from trainer.errors import DataError
 
 AUTO = "auto"
@@ -33,6 +34,14 @@ def recognise(path: str, formats: tuple[str, ...]) -> tuple[str, str]:
     known = {name: why for name in formats if (why := _why(name, peek)) is not None}
     if len(known) == 1:
         return next(iter(known.items()))
+    if not known and peek.holds == "rows" and not peek.entries:
+        raise DataError(
+            "a file without an entry that tells its format",
+            where=path,
+            expected="JSON objects, in a list or one a line",
+            got="no whole object at its beginning" if storage.size(path) else "an empty file",
+            do="look at the file; a reader that is named (format: NAME, --format NAME) tells the line that is broken",
+        )
     told = "; ".join(f"{name} ({why})" for name, why in known.items())
     raise DataError(
         "the format of a file is ambiguous" if known else "the format of a file is not recognised",
