@@ -39,7 +39,7 @@ from k8s.logs import Follower
 from k8s.mirror import Event, Mirror, View
 from k8s.pace import Pace
 from k8s.pytorchjob import Rendered
-from k8s.record import Record, Records, ended, given_up, series
+from k8s.record import Record, Records, ended, refuse_given_up, series
 from k8s.seen import Seen, Worker, read
 from k8s.tasks import Task
 from trainer.errors import UNKNOWN, ClusterError, Preempted, StorageError
@@ -49,8 +49,6 @@ LOOK_S = 15.0
 AGAIN_S = 5.0
 QUOTA_S = 20.0
 GONE_S = 2.0
-GIVEN_UP_S = 900.0
-"""So long a pipeline's own retries find a step given up: it starts a failed step again whatever that failed of."""
 RENEW_S = 300.0
 GONE_MARGIN_S = 60.0
 """Beyond their grace, for pods of an ended attempt; then their node does not answer and is left out."""
@@ -112,7 +110,7 @@ class Launcher:
             self.say("done already, its result verifies")
             return
         if self.retried:
-            self._refuse_what_was_given_up()
+            refuse_given_up(self.records.read(), self.task.run.id, now=self.now())
         if self._view is None:
             self._view = self._mirror()
         try:
@@ -185,21 +183,6 @@ class Launcher:
                 raise action.error
             self._pause(attempt, action)
             job, attempt = None, attempt + 1
-
-    def _refuse_what_was_given_up(self) -> None:
-        last = given_up(self.records.read(), self.task.run.id)
-        if last is None or last.end is None:
-            return
-        left = GIVEN_UP_S - (self.now() - last.end.ended_s)
-        if 0 < left <= GIVEN_UP_S:
-            error = ClusterError(
-                "this run gave the step up a moment ago",
-                where=f"{self.task.step}, attempt {last.attempt}",
-                got=last.end.cause,
-                do=f"mend the cause, then start it again: qwenvl runs retry in {left:.0f} s, or qwenvl job watch now",
-            )
-            error.code = last.end.code if last.end.code > 0 else error.code
-            raise error
 
     def _pause(self, attempt: int, action: Again) -> None:
         self.exclude = action.exclude_nodes

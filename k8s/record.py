@@ -18,11 +18,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from k8s.decide import Ended
 from trainer import storage
-from trainer.errors import Decision, StorageError
+from trainer.errors import ClusterError, Decision, StorageError
 from trainer.heartbeat import utc
 
 FORMAT = 1
 FOLDER = "launches"
+GIVEN_UP_S = 900.0
+"""So long a pipeline's own retries find a step given up: it starts a failed step again whatever that failed of."""
 
 
 class Stored(BaseModel):
@@ -139,12 +141,24 @@ class Records:
             self._say(f"{self.step}: the record of attempt {record.attempt} was not stored: {error.what}")
 
 
-def given_up(records: Sequence[Record], run: str) -> Record | None:
-    """The last attempt, when this run gave the step up after it."""
+def refuse_given_up(records: Sequence[Record], run: str, *, now: float) -> None:
+    """
+    Raises:
+        ClusterError: this run gave the step up less than GIVEN_UP_S ago; with the code of what it failed of.
+    """
     last = records[-1] if records else None
     if last is None or last.end is None or not last.closed or last.end.decision == "done" or last.run != run:
-        return None
-    return last
+        return
+    left = GIVEN_UP_S - (now - last.end.ended_s)
+    if 0 < left <= GIVEN_UP_S:
+        error = ClusterError(
+            "this run gave the step up a moment ago",
+            where=f"{last.step}, attempt {last.attempt}",
+            got=last.end.cause,
+            do=f"mend the cause, then start it again: qwenvl runs retry in {left:.0f} s, or qwenvl job watch now",
+        )
+        error.code = last.end.code if last.end.code > 0 else error.code
+        raise error
 
 
 def _record(uri: str) -> Record | None:

@@ -224,17 +224,11 @@ def write_source(
     funnel = Funnel() if made.counts is None else Funnel.from_json(made.counts)
     if made.num_items:
         print(f"ingest: {name}/{split} goes on after {made.num_items} rows, in whole shards already", flush=True)
-    try:
+    with made:
         facts = {"source": name, "kind": source.kind, "split": split, "media_root": root}
         _write(rows(), {**facts, "verify": prepare.verify_media}, made, funnel, engine[0])
         check(funnel, prepare.max_bad_fraction, where=f"{place.field} ({split}: {', '.join(files[:3])})")
         made.finish(stored := funnel.as_json(), source=name, split=split)
-    except DataError:
-        made.discard()  # nothing half-written stays
-        raise
-    except BaseException:
-        made.stop()
-        raise
     refused = f", {sum(funnel.bad.values())} refused" if funnel.bad else ""
     print(f"ingest: {name}/{split} {funnel.kept} samples{refused} ({time.monotonic() - started:.1f} s)", flush=True)
     return stored

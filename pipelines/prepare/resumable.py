@@ -6,6 +6,7 @@ whole only the rest is made, to the same bytes.
     for item in islice(items, made.num_items, None):
         made.add(samples and files of the item, counts=what was counted before it)
     made.finish(funnel, source=..., split=...)
+    with made: ...                         around all of it: what stays when something fails
 
 They are written beside what is there (swap.py). Beside every whole shard lies which items are in it and what was
 counted until then, written after the shard: one without such a note is written again. Items have to come in the same
@@ -23,6 +24,7 @@ from pipelines.prepare import swap
 from trainer import storage
 from trainer.data.sample import Sample
 from trainer.data.shards import MANIFEST, ShardWriter, shard_name
+from trainer.errors import DataError
 
 INPUT = "input.json"
 LAST = (INPUT, MANIFEST)
@@ -83,6 +85,14 @@ class ResumableShards:
         manifest = self.writer.close(**facts)
         swap.take(self.target, last=LAST)
         return manifest
+
+    def __enter__(self) -> ResumableShards:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """A DataError leaves nothing of the new shards, whatever else happens leaves the whole ones."""
+        if kind is not None:
+            self.discard() if issubclass(kind, DataError) else self.stop()
 
     def stop(self) -> None:
         """Leaves the whole shards to the next one that is made with the same key."""

@@ -177,7 +177,7 @@ def select_answers(recipe: Recipe, stage: str, out: str) -> dict[str, Any]:
     counts = Selection(requests=len(requests)) if made.counts is None else Selection.from_json(made.counts)
     readers: dict[str, ShardReader] = {}
     make = _pairs if stage == "dpo" else _correct
-    try:
+    with made, contextlib.ExitStack() as open_readers:
         for request in requests[made.num_items :]:
             before = json.dumps(counts.as_json())
             judged = _judge(request, found[request.id], rules, counts, checking)
@@ -185,6 +185,7 @@ def select_answers(recipe: Recipe, stage: str, out: str) -> dict[str, Any]:
             place = request.place
             if place.source not in readers:
                 readers[place.source] = ShardReader(storage.join(out, place.source))
+                open_readers.callback(readers[place.source].close)
             files = readers[place.source].media(place.shard, place.row) if samples else []
             made.add([(sample, files) for sample in samples], counts=partial(json.loads, before))
             counts.kept += len(samples)
@@ -194,15 +195,6 @@ def select_answers(recipe: Recipe, stage: str, out: str) -> dict[str, Any]:
         content = {"format": 1, "stage": stage, "models": models, **counts.as_json()}
         content |= {"steps_judge": checking.facts} if checking.facts else {}
         made.finish(content, source=sampled_name(stage), split="train")
-    except DataError:
-        made.discard()
-        raise
-    except BaseException:
-        made.stop()
-        raise
-    finally:
-        for reader in readers.values():
-            reader.close()
     print(
         f"select: {stage} {counts.kept} {'pairs' if stage == 'dpo' else 'answers'} kept of {counts.answers} "
         f"({counts.correct} correct, {counts.incorrect} incorrect, {counts.unfinished} unfinished, "

@@ -56,23 +56,6 @@ def test_without_progress_counts_over_launchers_and_removed_jobs(tmp_path: Path)
         assert ("3 attempts in a row committed nothing" in str(error.value)) is (attempt == 3)
 
 
-def test_a_step_that_was_given_up_may_be_tried_again_under_a_new_number(tmp_path: Path) -> None:
-    first = Bench()
-    script(first, lambda: first.fail(65, a_record(65).model_dump_json()))
-    with pytest.raises(ClusterError):
-        first.launch(records=str(tmp_path))
-    remove_jobs(first)
-    again = another(first, "run-2")
-    script(again, again.finish)
-    again.launch(records=str(tmp_path))
-    assert again.jobs()[0].endswith("-a2")
-    ends = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("sft/*.json"))]
-    assert [(one["end"]["decision"], one["closed"], one["run"]) for one in ends] == [
-        ("permanent", True, "run-1"),
-        ("done", True, "run-2"),
-    ]
-
-
 def test_a_job_that_somebody_removed_meanwhile_is_no_attempt(tmp_path: Path) -> None:
     """Stopped and started again four times by a person: more than limits.without_progress allows to failures."""
     for attempt in range(1, 6):

@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from k8s import names
-from k8s.loop import GIVEN_UP_S, Launcher
+from k8s.loop import Launcher
+from k8s.record import GIVEN_UP_S
 from tests.k8s.bench import Bench, a_record, another, script, under_way
 from tests.k8s.test_attempts import remove_jobs
 from trainer.errors import ClusterError
+
+
+def test_a_step_that_was_given_up_may_be_tried_again_under_a_new_number(tmp_path: Path) -> None:
+    first = Bench()
+    script(first, lambda: first.fail(65, a_record(65).model_dump_json()))
+    with pytest.raises(ClusterError):
+        first.launch(records=str(tmp_path))
+    remove_jobs(first)
+    again = another(first, "run-2")
+    script(again, again.finish)
+    again.launch(records=str(tmp_path))
+    assert again.jobs()[0].endswith("-a2")
+    ends = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("sft/*.json"))]
+    assert [(one["end"]["decision"], one["closed"], one["run"]) for one in ends] == [
+        ("permanent", True, "run-1"),
+        ("done", True, "run-2"),
+    ]
 
 
 def retried(bench: Bench, records: Path) -> Launcher:

@@ -72,7 +72,7 @@ def _split(recipe: Recipe, out: str, name: str, split: str, origin: str) -> Json
     record = Record(storage.join(out, "data", "answers", "captioning", name))
     at = f"prepare.sources.{name}.captioning.judge"
     asking = Asking(asked.judge, record, levels.parse, seed=recipe.seed, field=at)
-    try:
+    with made:
         _write(source, made, tally, asking, asked, name)
         if not tally.kept:
             got = ", ".join(f"{count} {what}" for what, count in tally.bad.items()) or "none read"
@@ -81,12 +81,6 @@ def _split(recipe: Recipe, out: str, name: str, split: str, origin: str) -> Json
             raise DataError("no video was captioned", where=where, expected="at least one", got=got, do=do)
         funnel = {**tally.as_json(), "judge": facts(asking)}
         made.finish(funnel, source=name, split=split)
-    except DataError:
-        made.discard()
-        raise
-    except BaseException:
-        made.stop()
-        raise
     told = ", ".join(f"{count:,} {what}" for what, count in sorted({**tally.bad, **tally.made}.items()))
     print(f"captioning: {name}/{split} {tally.kept} videos ({told}; {time.monotonic() - started:.1f} s)", flush=True)
     return funnel

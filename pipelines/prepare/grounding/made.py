@@ -78,7 +78,7 @@ def _split(recipe: Recipe, out: str, name: str, split: str, origin: str, engine:
     if not engine:
         engine.append(Engine(recipe.prepare.engine))
     made = ResumableShards(target, key=key, shard_bytes=recipe.prepare.shard_bytes)
-    try:
+    with made:
         funnel = _write(function, islice(tasks(), made.num_items, None), made, engine[0], f"{name}/{split}")
         if not funnel["kept"]:
             got = ", ".join(f"{count} {reason}" for reason, count in {**funnel["bad"], **funnel["made"]}.items())
@@ -86,12 +86,6 @@ def _split(recipe: Recipe, out: str, name: str, split: str, origin: str, engine:
                             expected="at least one sample", got=got or "a source without samples",
                             do="look at the counts: other settings, or another source")  # fmt: skip
         made.finish(funnel, source=name, split=split)
-    except DataError:
-        made.discard()
-        raise
-    except BaseException:
-        made.stop()
-        raise
     told = ", ".join(f"{count} {what}" for what, count in {**funnel["bad"], **funnel["made"]}.items()) or "-"
     took = time.monotonic() - started
     print(f"grounding: {name}/{split} {funnel['kept']} samples ({told}; {took:.1f} s)", flush=True)

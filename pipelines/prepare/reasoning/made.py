@@ -76,7 +76,7 @@ def _split(recipe: Recipe, out: str, name: str, split: str, origin: str) -> Json
     made = ResumableShards(target, key=key, shard_bytes=recipe.prepare.shard_bytes)
     writer = Writer(asked, recipe, out, name, source)
     tally = Tally() if made.counts is None else Tally.from_json(made.counts)
-    try:
+    with made:
         _write(writer, made, tally, f"{name}/{split}")
         funnel = {**tally.as_json(), "judge": writer.facts()}
         if not tally.kept:
@@ -84,12 +84,6 @@ def _split(recipe: Recipe, out: str, name: str, split: str, origin: str) -> Json
                             got=", ".join(f"{count} {what}" for what, count in tally.bad.items()) or "none read",
                             do="look at the counts; filtered: bare keeps steps without reasoning")  # fmt: skip
         made.finish(funnel, source=name, split=split, reasoning={"filters": asked.filters.model_dump(mode="json")})
-    except DataError:
-        made.discard()
-        raise
-    except BaseException:
-        made.stop()
-        raise
     told = ", ".join(f"{count:,} {what}" for what, count in sorted(tally.made.items()))
     print(
         f"reasoning: {name}/{split} {tally.kept} trajectories ({told}; {time.monotonic() - started:.1f} s)", flush=True
