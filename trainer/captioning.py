@@ -17,9 +17,9 @@ from typing import Any
 
 from pydantic import model_validator
 
+from trainer import derived
 from trainer.curation import Judge
 from trainer.fields import Strict, result
-from trainer.grounding import SCHEME, origin_of
 
 FORMAT = "video_captions"
 
@@ -47,31 +47,11 @@ class Captioning(Strict):
 
 def problems_of(sources: Mapping[str, Any]) -> list[str]:
     """What is wrong between the sources of a recipe (recipe.Source by name)."""
-    found: list[str] = []
-    for name, source in sources.items():
-        at = f"prepare.sources.{name}"
-        if (source.captioning is not None) != (source.format == FORMAT):
-            found.append(f"{at}.captioning: the format {FORMAT} has this section, and no other format")
-        elif source.captioning is not None:
-            found += [f"{at}.{field}: {told}" for field, told in _one(source, sources)]
-    return found
-
-
-def _one(source: Any, sources: Mapping[str, Any]) -> list[tuple[str, str]]:
-    found = []
-    for field in ("path", "held_out"):
-        if not (path := getattr(source, field)):
-            continue
-        if (other := origin_of(path)) is None:
-            found.append((field, f"{SCHEME}NAME of a source, got {path!r}"))
-        elif other not in sources:
-            found.append((field, f"no such source {other!r}; there are {sorted(sources)}"))
-        elif sources[other].kind == "preference":
-            found.append((field, f"{other!r} holds pairs, not videos"))
-        elif field == "held_out" and sources[other].held_out is None:
-            found.append((field, f"{other!r} has nothing held out"))
-    if source.rendering != "chat" or source.kind != "video":
-        found.append(("kind", "captions of videos have the kind video and the rendering chat"))
-    found += [(field, "has no meaning for what is made from another source") for field in ("media", "curate")
-              if getattr(source, field) is not None]  # fmt: skip
-    return found
+    return derived.problems_of(
+        sources,
+        section="captioning",
+        format=FORMAT,
+        kind="video",
+        about="captions of videos",
+        refused=lambda kind: "holds pairs, not videos" if kind == "preference" else None,
+    )
