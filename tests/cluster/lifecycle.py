@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 
 from tests.cluster import control, images, nodes, operators, pki, programs
-from tests.cluster.place import GATEWAY, HOME, LOGS, NODES, UP
+from tests.cluster.place import GATEWAY, HOME, LAST_FAILURE, LOCK, LOGS, NODES, UP
 from tests.cluster.processes import (
     folders,
     leftovers,
@@ -170,11 +170,10 @@ def _remove(*, keep_logs: bool = False) -> None:
 
 
 def _keep_logs() -> None:
-    target = HOME / "logs-of-the-last-failure"
-    shutil.rmtree(target, ignore_errors=True)
+    shutil.rmtree(LAST_FAILURE, ignore_errors=True)
     with contextlib.suppress(OSError):
-        shutil.copytree(LOGS, target)
-        print(f"logs: {target}")
+        shutil.copytree(LOGS, LAST_FAILURE)
+        print(f"logs: {LAST_FAILURE}")
 
 
 @contextlib.contextmanager
@@ -188,9 +187,9 @@ def _timed(what: str) -> Iterator[None]:
 def _alone() -> Iterator[None]:
     """One process at a time starts or removes the machine's cluster."""
     HOME.mkdir(parents=True, exist_ok=True)
-    with (HOME / ".lock").open("w") as file:
+    with LOCK.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UsageError("another process starts or removes the test cluster", where=str(HOME)) from None
+            raise UsageError("another process starts or removes the test cluster", where=str(LOCK)) from None
         yield

@@ -4,18 +4,40 @@
 ~/.cache/qwenvl-train/test-cluster/run/            the running cluster: gone after `down`
 /run/netns/qwenvl-test-cluster                     its network
 /sys/fs/cgroup/*/qwenvl-test-cluster/              every process of it, and of its pods
+
+QWENVL_TEST_CLUSTER=WORD makes all of it another cluster's, beside the first: run-WORD, qwenvl-test-cluster-WORD.
+Addresses are the same in both: each has a network of its own.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
-NAME = "qwenvl-test-cluster"
+from trainer.errors import UsageError
+
+
+def suffix(word: str) -> str:
+    """What tells one cluster of this machine from another; "" for the usual one.
+
+    Raises:
+        UsageError: not a word that fits into names of cgroups and sockets.
+    """
+    if not re.fullmatch(r"[a-z0-9]{0,12}", word):
+        expected = "at most 12 small letters and digits, or nothing"
+        raise UsageError("no name for a test cluster", where="QWENVL_TEST_CLUSTER", expected=expected, got=word)
+    return f"-{word}" if word else ""
+
+
+WHICH = suffix(os.environ.get("QWENVL_TEST_CLUSTER", ""))
+NAME = f"qwenvl-test-cluster{WHICH}"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "qwenvl-train"
 HOME = CACHE / "test-cluster"
-RUN = HOME / "run"
+RUN = HOME / f"run{WHICH}"
+LOCK = HOME / f".lock{WHICH}"
+LAST_FAILURE = HOME / f"logs-of-the-last-failure{WHICH}"
 PKI, LOGS, IMAGES = RUN / "pki", RUN / "log", RUN / "images"
 KUBECONFIG = RUN / "admin.kubeconfig"
 AUDIT = LOGS / "audit.jsonl"

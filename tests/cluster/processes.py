@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from tests.cluster.place import API_SERVICE, CGROUPS, DAEMONS, DNS_SERVICE, GATEWAY, LOGS, NAME, NETNS, PKI, RUN
+from tests.cluster.place import API_SERVICE, CGROUPS, DAEMONS, DNS_SERVICE, GATEWAY, HOME, LOGS, NAME, NETNS, PKI, RUN
 from tests.cluster.programs import PATH
 from trainer.errors import UsageError
 
@@ -149,8 +149,15 @@ def network() -> None:
 
 
 def save_sysctls() -> None:
-    if not SAVED.exists():
+    """As they were before the first cluster: where another one runs, what it found."""
+    if others := _saved_by_others():
+        SAVED.write_text(others[0].read_text())
+    elif not SAVED.exists():
         SAVED.write_text(json.dumps({key: Path("/proc/sys", key).read_text() for key in SYSCTLS}))
+
+
+def _saved_by_others() -> list[Path]:
+    return [path for path in HOME.glob(f"run*/{SAVED.name}") if path != SAVED]
 
 
 # ---------------------------------------------------------------- leftovers
@@ -193,7 +200,7 @@ def remove_all(names: Iterable[str] = ()) -> None:
         _remove_cgroups()
     if NETNS.exists():
         run("ip", "netns", "del", NAME)
-    if SAVED.exists():
+    if SAVED.exists() and not _saved_by_others():  # the last cluster of the machine puts them back
         for key, value in json.loads(SAVED.read_text()).items():
             Path("/proc/sys", key).write_text(value)
     if RUN.exists() and not _mounts():
