@@ -224,10 +224,10 @@ def test_asked_to_the_launcher_dies_with_its_own_parent(tmp_path: Path) -> None:
     args = command(tmp_path / "sft", "helper", 1, "--die-with-parent")
     code = "import subprocess, sys, time; subprocess.Popen(sys.argv[1:]); time.sleep(60)"
     with running([sys.executable, "-c", code, *args]) as top:
-        ranks = pids(tmp_path / "sft", "rank", 2)
+        ranks, helpers = pids(tmp_path / "sft", "rank", 2), pids(tmp_path / "sft", "helper", 2)
         top.kill()
         wait_for(lambda: not any(alive(pid) for pid in ranks), OUTLIVE_S)
-        for helper in pids(tmp_path / "sft", "helper", 2):
+        for helper in helpers:
             os.kill(helper, signal.SIGKILL)
 
 
