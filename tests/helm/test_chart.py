@@ -107,8 +107,12 @@ def test_the_reaper_runs_as_the_launcher_under_the_restricted_level_and_its_word
 
 def test_the_trainers_account_has_no_rights_and_no_token() -> None:
     objects = rendered("postgresql.yaml")
-    bound = {subject["name"] for each in objects if each["kind"] == "RoleBinding" for subject in each["subjects"]}
-    assert bound == {"qwenvl-train-launcher", "pipeline-runner"}
+    (binding,) = [each for each in objects if each["kind"] == "RoleBinding"]
+    assert {(subject["namespace"], subject["name"]) for subject in binding["subjects"]} == {
+        ("qwenvl", "qwenvl-train-launcher"),
+        ("qwenvl", "pipeline-runner"),
+        ("kubeflow", "pipeline-runner"),
+    }
     assert one(objects, "ServiceAccount", "-trainer")["automountServiceAccountToken"] is False
     assert one(objects, "ServiceAccount", "-launcher")["automountServiceAccountToken"] is True
     assert not [each for each in objects if each["kind"].startswith("Cluster")]
