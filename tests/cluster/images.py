@@ -57,8 +57,8 @@ def make_pause(programs: Programs) -> Image:
     """The image of pod sandboxes."""
     layer = io.BytesIO()
     with tarfile.open(fileobj=layer, mode="w") as tar:
-        _file(tar, "pause", programs["pause"].read_bytes(), mode=0o755)
-    return _archive("pause", PAUSE, layer.getvalue(), {"Entrypoint": ["/pause"]})
+        add_file(tar, "pause", programs["pause"].read_bytes(), mode=0o755)
+    return archive("pause", PAUSE, layer.getvalue(), {"Entrypoint": ["/pause"]})
 
 
 def make_trainer() -> Image:
@@ -66,29 +66,29 @@ def make_trainer() -> Image:
     layer = io.BytesIO()
     with tarfile.open(fileobj=layer, mode="w") as tar:
         for folder in ("etc", "proc", "sys", "dev", "run", "var", "usr", "root", "opt", HOME[1:], VENV[1:], SOURCE[1:]):
-            _folder(tar, folder)
-        _folder(tar, "tmp", mode=0o1777)
+            add_folder(tar, folder)
+        add_folder(tar, "tmp", mode=0o1777)
         for name in ("bin", "sbin", "lib", "lib64"):
             link = tarfile.TarInfo(name)
             link.type, link.linkname = tarfile.SYMTYPE, f"usr/{name}"
             tar.addfile(link)
-        _file(tar, "etc/passwd", USERS.encode())
-        _file(tar, "etc/group", GROUPS.encode())
-        _file(tar, "etc/nsswitch.conf", b"hosts: files dns\n")
-        _file(tar, "etc/ld.so.cache", Path("/etc/ld.so.cache").read_bytes())
+        add_file(tar, "etc/passwd", USERS.encode())
+        add_file(tar, "etc/group", GROUPS.encode())
+        add_file(tar, "etc/nsswitch.conf", b"hosts: files dns\n")
+        add_file(tar, "etc/ld.so.cache", Path("/etc/ld.so.cache").read_bytes())
         for package in PACKAGES:
             compileall.compile_dir(ROOT / package, quiet=1)  # a pod cannot: its root file system is read-only
             tar.add(ROOT / package, f"{SOURCE[1:]}/{package}", filter=_plain)
-        _file(tar, f"{SOURCE[1:]}/payload.py", PAYLOAD.read_bytes())
+        add_file(tar, f"{SOURCE[1:]}/payload.py", PAYLOAD.read_bytes())
     settings = {
         "Env": [f"PATH={VENV}/bin:/usr/local/bin:/usr/bin:/bin", f"PYTHONPATH={SOURCE}", "PYTHONDONTWRITEBYTECODE=1"],
         "WorkingDir": "/tmp",
     }
-    image = _archive("trainer", f"{REPOSITORIES['trainer']}:test", layer.getvalue(), settings)
+    image = archive("trainer", f"{REPOSITORIES['trainer']}:test", layer.getvalue(), settings)
     return replace(image, repositories=tuple(REPOSITORIES.values()))
 
 
-def _archive(name: str, tag: str, layer: bytes, settings: dict[str, object]) -> Image:
+def archive(name: str, tag: str, layer: bytes, settings: dict[str, object]) -> Image:
     """A docker archive of one layer. Its digest is that of its configuration, which names the layer's."""
     layer_digest = hashlib.sha256(layer).hexdigest()
     configuration = {
@@ -104,9 +104,9 @@ def _archive(name: str, tag: str, layer: bytes, settings: dict[str, object]) -> 
     path = IMAGES / f"{name}.tar"
     manifest = [{"Config": f"{digest}.json", "RepoTags": [tag], "Layers": [f"{layer_digest}/layer.tar"]}]
     with tarfile.open(path, "w") as tar:
-        _file(tar, f"{digest}.json", content)
-        _file(tar, f"{layer_digest}/layer.tar", layer)
-        _file(tar, "manifest.json", json.dumps(manifest).encode())
+        add_file(tar, f"{digest}.json", content)
+        add_file(tar, f"{layer_digest}/layer.tar", layer)
+        add_file(tar, "manifest.json", json.dumps(manifest).encode())
     return Image(path, tag, f"sha256:{digest}")
 
 
@@ -118,13 +118,13 @@ def _plain(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
     return entry
 
 
-def _file(tar: tarfile.TarFile, path: str, content: bytes, mode: int = 0o644) -> None:
+def add_file(tar: tarfile.TarFile, path: str, content: bytes, mode: int = 0o644) -> None:
     entry = tarfile.TarInfo(path)
     entry.size, entry.mode = len(content), mode
     tar.addfile(entry, io.BytesIO(content))
 
 
-def _folder(tar: tarfile.TarFile, path: str, mode: int = 0o755) -> None:
+def add_folder(tar: tarfile.TarFile, path: str, mode: int = 0o755) -> None:
     entry = tarfile.TarInfo(path)
     entry.type, entry.mode = tarfile.DIRTYPE, mode
     tar.addfile(entry)

@@ -39,8 +39,11 @@ def check_machine() -> None:
         raise UsageError("no test cluster on this machine", expected="; ".join(lacks))
 
 
-def up() -> State:
+def up(*, queue: bool = True) -> State:
     """A new cluster, whatever is left of another one.
+
+    Args:
+        queue: with Kueue, which is most of the start.
 
     Raises:
         UsageError: the machine lacks something, or a part does not start; then nothing is left.
@@ -53,7 +56,7 @@ def up() -> State:
             _remove()
         began = time.monotonic()
         try:
-            image = _start(built)
+            image = _start(built, queue)
         except BaseException:
             _remove(keep_logs=True)
             raise
@@ -94,7 +97,7 @@ def renew_image() -> str:
     return image.digest
 
 
-def _start(built: programs.Programs) -> images.Image:
+def _start(built: programs.Programs, queue: bool) -> images.Image:
     """In parallel where one part does not need another."""
     with _timed("folders, certificates, network"):
         folders()
@@ -108,7 +111,8 @@ def _start(built: programs.Programs) -> images.Image:
             control.apply(control.POLICIES.read_text())
         with _timed("nodes, DNS and operators, beside each other"):
             pause, image = made.result()
-            parts = [pool.submit(part, built) for part in (_operators, _kueue, _dns)]
+            operators_of = (_operators, _kueue, _dns) if queue else (_operators, _dns)
+            parts = [pool.submit(part, built) for part in operators_of]
             with _timed("  images and nodes"):
                 _nodes(built, [pause, image])
             for part in parts:

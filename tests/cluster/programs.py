@@ -118,8 +118,8 @@ def build(say: Callable[[str], None] = print) -> Programs:
         ):  # fmt: skip
             began = time.monotonic()
             target = new / "bin" / ("coredns" if where == "coredns" else "")
-            _go("build", "-ldflags", linker, "-o", f"{target}/" if where == "kubernetes" else str(target), *packages,
-                where=where)  # fmt: skip
+            go(SOURCES / where, "build", "-ldflags", linker, "-o",
+               f"{target}/" if where == "kubernetes" else str(target), *packages)  # fmt: skip
             say(f"  {title} {time.monotonic() - began:.0f} s")
         (new / "bin" / "training-operator.v1").rename(new / "bin" / "training-operator")
         for name in SAME_BINARY:
@@ -154,7 +154,12 @@ def _flags() -> str:
     )
 
 
-def _go(*arguments: str, where: str) -> str:
+def go(at: Path, *arguments: str, cgo: bool = False) -> str:
+    """Output of a go command in a module's folder, with our own module and build caches.
+
+    Raises:
+        UsageError: it failed; the compiler's last lines are in the message.
+    """
     env = {
         **os.environ,
         "PATH": PATH,
@@ -162,14 +167,14 @@ def _go(*arguments: str, where: str) -> str:
         "GOCACHE": str(CACHE / "go" / "build"),
         "GOFLAGS": "-trimpath -buildvcs=false -mod=readonly -modcacherw",
         "GOTOOLCHAIN": "local",
-        "CGO_ENABLED": "0",
+        "CGO_ENABLED": "1" if cgo else "0",
     }
     command = ["nice", "-n", "10", find("go") or "go", *arguments]
-    done = subprocess.run(command, cwd=SOURCES / where, env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=at, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         raise UsageError(
             "the test cluster's programs do not build",
-            where=f"{SOURCES / where}: go {arguments[0]}",
+            where=f"{at}: go {arguments[0]}",
             got="\n".join(done.stderr.splitlines()[-15:]),
             do="Go 1.26 or newer and a module proxy (GOPROXY) are needed",
         )
@@ -177,6 +182,6 @@ def _go(*arguments: str, where: str) -> str:
 
 
 def _kustomize(module: str, path: str) -> str:
-    root = _go("list", "-m", "-f", "{{.Dir}}", module, where="kubernetes").strip()
+    root = go(SOURCES / "kubernetes", "list", "-m", "-f", "{{.Dir}}", module).strip()
     command = [str(tool("kubectl")), "kustomize", f"{root}/{path}"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
