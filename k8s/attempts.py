@@ -2,19 +2,23 @@
 
 Order of creation: everything that the server can refuse is asked first (dry runs), then the job, then its ConfigMap,
 which the job owns from its first moment. A launcher that dies in between leaves a job whose pods wait for the ConfigMap
-until the next launcher adds it, and never a ConfigMap that nobody owns.
+until the next launcher adds it, and never a ConfigMap that nobody owns. Only what a TrainJob must find when it is
+created, its runtime, comes first; one that a dead launcher left holds nothing and is replaced by the next.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Callable
 
 from k8s import names
 from k8s.client import Api, Conflict, Exists, Json, QuotaExceeded, kind_of
 from k8s.cluster import quantity
+from k8s.kinds import marked, runtime_of, suspension
 from k8s.names import Run
 from k8s.pytorchjob import Rendered, differences
+from k8s.seen import read
 from trainer.errors import ClusterError
 
 NUM_TRIES = 10
@@ -42,7 +46,7 @@ class Attempts:
         """
         name = job["metadata"]["name"]
         for _ in range(NUM_TRIES):
-            refuse_another(rendered.job, job)
+            self.refuse_another(rendered, job)
             try:
                 job = self.api.patch(kind_of(job), name, self._taking(job))
             except Conflict:
@@ -51,10 +55,21 @@ class Attempts:
                     raise ClusterError("the job to adopt is gone", where=name, do="run again") from None
                 job = again
                 continue
-            self.give_config_map(rendered.config_map, job)
+            self._give_all(rendered, job)
             self.say(f"adopted {name}")
             return job
         raise ClusterError("the job changes faster than it can be adopted", where=name, do="run again")
+
+    def refuse_another(self, rendered: Rendered, job: Json) -> None:
+        """
+        Raises:
+            ClusterError: `job` is not the one that we mean; every field that differs is named.
+        """
+        if (place := runtime_of(job)) is not None and rendered.runtime is not None and _another(rendered.job, job):
+            runtime = self.api.get(*place)
+            if runtime is not None:
+                refuse_another(rendered.runtime, runtime)
+        refuse_another(rendered.job, job)
 
     def _taking(self, job: Json) -> Json:
         """Ours, by a patch that fails when somebody else was quicker."""
@@ -106,15 +121,18 @@ class Attempts:
     # ------------------------------------------------------------ create
 
     def create(self, rendered: Rendered) -> Json:
-        """The job, asked for before it is made; one that is there under this name already is adopted.
+        """The job, asked for before it is made; one that is there under this name already is adopted, by a launcher
+        that watches. Who creates and leaves leaves that one as it is, and raises Exists.
 
         Raises:
             QuotaExceeded: a ResourceQuota has no room now.
             ClusterError: the cluster refuses it for good.
         """
+        rendered = marked(rendered, uuid.uuid4().hex[:8])
         rendered.job["metadata"]["annotations"] |= {names.LAUNCHER: self.launcher, names.RENEWED: self._renewal()}
         self.dry_run(rendered)
         try:
+            self._make_room(rendered)
             job = self.api.create(rendered.job)
         except Exists:  # a launcher beside us was quicker, or our own request was answered into the void
             found = self.api.get(kind_of(rendered.job), rendered.name)
@@ -122,9 +140,15 @@ class Attempts:
                 raise ClusterError(
                     "the job vanished while it was created", where=rendered.name, do="run again"
                 ) from None
+            if self.launcher == NEVER:
+                self.refuse_another(rendered, found)
+                raise Exists(rendered.name) from None
             return self.adopt(found, rendered)
+        except ClusterError:
+            self._remove_runtime(rendered)
+            raise
         try:
-            self.give_config_map(rendered.config_map, job)
+            self._give_all(rendered, job)
         except ClusterError:  # a job without its recipe would hold GPUs for nothing
             self.remove(job)
             raise
@@ -133,28 +157,64 @@ class Attempts:
 
     def dry_run(self, rendered: Rendered) -> None:
         """Unknown fields, Pod Security, LimitRange, quota and priority class are refused here, by the field's name."""
-        job = rendered.job
-        template = template_of(job)
-        pod = {"apiVersion": "v1", "kind": "Pod", **template}
-        about = {"name": f"{rendered.name}-worker-0", "namespace": job["metadata"]["namespace"]}
-        pod["metadata"] = {**template["metadata"], **about}
-        for body in (rendered.config_map, job, pod):
+        about = {"namespace": rendered.job["metadata"]["namespace"]}
+        pods = [
+            {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                **template,
+                "metadata": {**template["metadata"], **about, "name": f"{rendered.name}-worker-{index}"},
+            }
+            for index, template in enumerate(rendered.templates())
+        ]
+        # Without its runtime a TrainJob would be refused.
+        for body in (rendered.config_map, rendered.runtime or rendered.job, *pods):
             try:
                 self.api.create(body, dry_run=True)
             except Exists:
                 continue  # decided when it is created
 
-    def give_config_map(self, config_map: Json, job: Json) -> None:
-        """There is one, and the job is among its owners: it goes when its last job goes."""
-        kind, name = kind_of(config_map), config_map["metadata"]["name"]
+    def _make_room(self, rendered: Rendered) -> None:
+        """The runtime, if the job needs one. Raises Exists when the job is there."""
+        runtime = rendered.runtime
+        for _ in range(NUM_TRIES):
+            try:
+                if runtime is not None:
+                    self.api.create(runtime)
+                return
+            except Exists:
+                if self.api.get(kind_of(rendered.job), rendered.name) is not None:
+                    raise
+                self._remove_runtime(rendered)  # of a launcher that died here, or of a job that went
+        what = "the runtime of a job that went does not go"
+        raise ClusterError(what, where=f"TrainingRuntime {rendered.name}", do="run again in a minute")
+
+    def _remove_runtime(self, rendered: Rendered) -> None:
+        """Unless the job that it is for is there."""
+        if rendered.runtime is None or self.api.get(kind_of(rendered.job), rendered.name) is not None:
+            return
+        kind = kind_of(rendered.runtime)
+        if (found := self.api.get(kind, rendered.name)) is not None:
+            self.api.delete(kind, rendered.name, uid=found["metadata"]["uid"])
+
+    def _give_all(self, rendered: Rendered, job: Json) -> None:
+        if (mark := job["metadata"].get("labels", {}).get(names.CREATION)) is not None:
+            rendered = marked(rendered, mark)
+        for body in (rendered.config_map, rendered.runtime):
+            if body is not None:
+                self.give(body, job)
+
+    def give(self, body: Json, job: Json) -> None:
+        """The object is there, and the job is among its owners: it goes when its last job goes."""
+        kind, name = kind_of(body), body["metadata"]["name"]
         reference = {key: job[key] for key in ("apiVersion", "kind")}
         reference |= {key: job["metadata"][key] for key in ("name", "uid")}
         for _ in range(NUM_TRIES):
             found = self.api.get(kind, name)
             try:
                 if found is None:
-                    owned = {**config_map["metadata"], "ownerReferences": [reference]}
-                    self.api.create({**config_map, "metadata": owned})
+                    owned = {**body["metadata"], "ownerReferences": [reference]}
+                    self.api.create({**body, "metadata": owned})
                     return
                 owners = found["metadata"].get("ownerReferences", [])
                 if any(one["uid"] == reference["uid"] for one in owners):
@@ -167,18 +227,64 @@ class Attempts:
                 return
             except (Conflict, Exists):
                 continue
-        raise ClusterError("the ConfigMap changes faster than it can be owned", where=name, do="run again")
+        raise ClusterError(f"the {body['kind']} changes faster than it can be owned", where=name, do="run again")
 
     # ------------------------------------------------------------ remove
 
     def remove(self, job: Json) -> bool:
-        return self.api.delete(kind_of(job), job["metadata"]["name"], uid=job["metadata"]["uid"])
+        """Whether it was deleted. What another launcher takes over between the look and the deletion stays.
+
+        Raises:
+            ClusterError: somebody took it over.
+        """
+        return delete_as_seen(self.api, job, lambda found: _refuse_taken(job, found))
+
+
+def delete_as_seen(api: Api, job: Json, wanted: Callable[[Json], bool]) -> bool:
+    """Whether the job was deleted, as what it is now: between our look and the deletion another run may take it over.
+    One that has ended meanwhile stays to be read.
+
+    Args:
+        wanted: asked of every version that is looked at.
+    """
+    kind, name, uid = kind_of(job), job["metadata"]["name"], job["metadata"]["uid"]
+    for _ in range(NUM_TRIES):
+        if not wanted(job):
+            return False
+        try:
+            return api.delete(kind, name, uid=uid, version=job["metadata"]["resourceVersion"])
+        except Conflict:
+            found = api.get(kind, name)
+        if found is None or found["metadata"]["uid"] != uid or read(found, []).outcome is not None:
+            return False
+        job = found
+    raise ClusterError("the job changes faster than it can be removed", where=name, do="run again")
+
+
+def _refuse_taken(known: Json, found: Json) -> bool:
+    before, now = (
+        [one["metadata"].get("annotations", {}).get(mark) for mark in (names.OWNER, names.LAUNCHER)]
+        for one in (known, found)
+    )
+    if before != now:
+        raise ClusterError(
+            "another run took the job over",
+            where=known["metadata"]["name"],
+            got=f"owner {now[0]}, launcher {now[1]}",
+            expected=f"owner {before[0]}, launcher {before[1]}",
+            do="follow that run; running this one again takes the job back",
+        )
+    return True
+
+
+def _another(wanted: Json, found: Json) -> bool:
+    marks = found["metadata"].get("annotations", {})
+    return marks.get(names.SPEC) != wanted["metadata"]["annotations"][names.SPEC]
 
 
 def refuse_another(wanted: Json, found: Json) -> None:
-    """Raises ClusterError with the difference when `found` is not the job that we mean."""
-    marks = found["metadata"].get("annotations", {})
-    if marks.get(names.SPEC) == wanted["metadata"]["annotations"][names.SPEC]:
+    """Raises ClusterError with the difference when `found` is not the object that we mean."""
+    if not _another(wanted, found):
         return
     if lines := differences(wanted, found):
         raise ClusterError(
@@ -189,24 +295,10 @@ def refuse_another(wanted: Json, found: Json) -> None:
         )
 
 
-def template_of(job: Json) -> Json:
-    spec = job["spec"]
-    return spec["pytorchReplicaSpecs"]["Worker"]["template"] if "pytorchReplicaSpecs" in spec else spec["template"]
-
-
-def container_of(job: Json) -> str:
-    return template_of(job)["spec"]["containers"][0]["name"]
-
-
 def refuse_suspended(job: Json, *, do: str) -> None:
     """ClusterError when a person suspended the job, which others than Kueue cannot undo by themselves."""
     if names.SUSPENDED in job["metadata"].get("annotations", {}):
         raise ClusterError("the job was suspended by a person", where=job["metadata"]["name"], do=do)
-
-
-def suspension(job: Json, suspend: bool) -> Json:
-    """The part of a spec that suspends or resumes it."""
-    return {"runPolicy": {"suspend": suspend}} if "pytorchReplicaSpecs" in job["spec"] else {"suspend": suspend}
 
 
 def attempt_of(job: Json) -> int:
@@ -215,12 +307,6 @@ def attempt_of(job: Json) -> int:
 
 def excluded_by(job: Json) -> tuple[str, ...]:
     return tuple(filter(None, job["metadata"].get("annotations", {}).get(names.EXCLUDED, "").split(",")))
-
-
-def pods_of(job: Json, pods: Sequence[Json]) -> list[Json]:
-    """The pods of this very job: one that was deleted and made again under its name has others."""
-    uid = job["metadata"]["uid"]
-    return [pod for pod in pods if any(one["uid"] == uid for one in pod["metadata"].get("ownerReferences", []))]
 
 
 # ---------------------------------------------------------------- quota

@@ -62,21 +62,41 @@ EVENTS = Kind("v1", "events")
 CONFIG_MAPS = Kind("v1", "configmaps")
 PYTORCH_JOBS = Kind("kubeflow.org/v1", "pytorchjobs")
 JOBS = Kind("batch/v1", "jobs")
+RAY_JOBS = Kind("ray.io/v1", "rayjobs")
+TRAIN_JOBS = Kind("trainer.kubeflow.org/v1alpha1", "trainjobs")
+RUNTIMES = Kind("trainer.kubeflow.org/v1alpha1", "trainingruntimes")
+KINDS = {
+    "Pod": PODS,
+    "ConfigMap": CONFIG_MAPS,
+    "PyTorchJob": PYTORCH_JOBS,
+    "Job": JOBS,
+    "RayJob": RAY_JOBS,
+    "TrainJob": TRAIN_JOBS,
+    "TrainingRuntime": RUNTIMES,
+}
 
+ALL = ("create", "delete", "get", "list", "patch", "watch")
 VERBS: dict[str, tuple[str, ...]] = {
-    "kubeflow.org/pytorchjobs": ("create", "delete", "get", "list", "patch", "watch"),
-    "batch/jobs": ("create", "delete", "get", "list", "patch", "watch"),
+    "kubeflow.org/pytorchjobs": ALL,
+    "batch/jobs": ALL,
     "/configmaps": ("create", "get", "patch"),
     "/events": ("list", "watch"),
     "/pods": ("create", "list", "watch"),  # created in dry runs only
     "/pods/log": ("get",),
 }
-"""All that the launcher ever asks of a namespace; the chart's Role grants exactly this."""
+"""All that the launcher asks of a namespace by default; the chart's Role grants exactly this."""
+MORE_VERBS: dict[str, dict[str, tuple[str, ...]]] = {
+    "rayjobs": {"ray.io/rayjobs": ALL},
+    "trainjobs": {
+        "trainer.kubeflow.org/trainjobs": ALL,
+        "trainer.kubeflow.org/trainingruntimes": ("create", "delete", "get", "patch"),
+    },
+}
+"""What it asks besides where the cluster file chooses such jobs; granted by the chart's value rbac.kinds."""
 
 
 def kind_of(manifest: Mapping[str, Any]) -> Kind:
-    known = {"Pod": PODS, "ConfigMap": CONFIG_MAPS, "PyTorchJob": PYTORCH_JOBS, "Job": JOBS}
-    return known[manifest["kind"]]
+    return KINDS[manifest["kind"]]
 
 
 class Exists(Exception):
@@ -391,8 +411,9 @@ def _raise(status: int, message: str, where: str) -> None:
         raise Gone(message)
     do = {
         401: "the credentials are not accepted: look at KUBECONFIG or the service account",
-        403: "the launcher's service account lacks a right, or a policy or quota of the namespace refuses the object",
-        404: "is the PyTorchJob CRD installed?" if where.startswith("POST") else None,
+        403: "the launcher's service account lacks a right (RayJob, TrainJob: the chart's rbac.kinds), or a policy or "
+        "quota of the namespace refuses the object",
+        404: "is the operator of this kind, with its CRD, installed?" if where.startswith("POST") else None,
     }.get(status)
     error = QuotaExceeded if status == 403 and "exceeded quota" in message else ClusterError
     raise error("the cluster refused a request", where=where, got=f"{status} {message}", do=do)

@@ -218,7 +218,8 @@ class Priorities(Strict):
 
 
 class Ray(Strict):
-    """Of data preparation with prepare.engine ray; KubeRay's operator must be installed."""
+    """Data preparation with prepare.engine ray runs as a RayJob: KubeRay's operator must be installed, and the launcher
+    needs the right to create them (the chart's rbac.kinds)."""
 
     workers: int = Field(default=4, ge=1)
     """Pods beside the head; each asks for what a pod of `cpu_pool` does."""
@@ -275,7 +276,11 @@ class Cluster(Strict):
     """Added to every object and pod."""
     annotations: dict[LabelKey, str] = Field(default_factory=dict)
     """Added to every pod, for example sidecar.istio.io/inject: "false"."""
-    ray: Ray = Field(default_factory=Ray)
+    job_kind: Literal["PyTorchJob", "TrainJob"] = "PyTorchJob"
+    """What stages and programs of the trainer image run as. TrainJob needs Kubeflow Trainer v2 in the cluster and the
+    right to create them (the chart's rbac.kinds)."""
+    ray: Ray | None = None
+    """None: data preparation is one pod, also with prepare.engine ray (Daft then starts a Ray inside of it)."""
     limits: Limits = Field(default_factory=Limits)
 
     @model_validator(mode="after")

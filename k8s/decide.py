@@ -32,10 +32,12 @@ from trainer.heartbeat import Figures, Termination
 HOPELESS = {
     "CreateContainerConfigError": "a secret, ConfigMap or key that the pod refers to is missing",
     "ErrImageNeverPull": "the image is not on the node",
-    "ImagePullBackOff": "the image cannot be pulled",
     "InvalidImageName": "the image's name is wrong",
 }
 """Reasons that no waiting cures."""
+UNPULLED = {"ImagePullBackOff": "the image cannot be pulled"}
+"""No waiting cures it for an image that nobody ever had. One that a pod of this step did have, by the same digest, is
+there and may be read: then it is this node or the registry, and the next attempt may do better."""
 UNSTARTED = {
     "CreateContainerError": "the container cannot be made",
     "RunContainerError": "the container cannot be started",
@@ -96,6 +98,8 @@ class Trail:
     """Name of a pod -> its heartbeat, since when its sequence has been so, since when its beats."""
     suspensions: str | None = None
     failed_since: float | None = None
+    pulled: set[str] = field(default_factory=set)
+    """Images that pods of this step had, in this attempt or one before."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,8 @@ class Ended:
     """The node itself may be at fault."""
     settled: bool = False
     """Nothing that the pods still say can change it: the launcher ended the attempt, not a rank."""
+    pulled: tuple[str, ...] = ()
+    """Images that its pods had."""
 
 
 @dataclass(frozen=True)
@@ -161,18 +167,31 @@ def judge(seen: Seen, trail: Trail, progress: Progress | None, limits: Limits, n
         return Ended("retry", UNKNOWN, cause, node=trail.workers[replaced.name].node, **at)
     for worker in seen.workers:
         trail.workers[worker.name] = worker
+    trail.pulled |= {worker.image for worker in seen.workers if worker.pulled and worker.image}
     if seen.outcome == "succeeded":
         return Ended("done", DONE, "succeeded", **at)
     if seen.outcome == "failed":
         return _failed(seen, trail, progress, now)
-    for worker in seen.workers:
-        if (reason := worker.waiting.partition(":")[0]) in HOPELESS:
-            cause = f"pod {worker.name}: {HOPELESS[reason]} ({worker.waiting})"
-            return Ended("permanent", ClusterError.code, cause, node=worker.node, **at)
-        if reason in UNSTARTED:
-            cause = f"pod {worker.name} on {worker.node}: {UNSTARTED[reason]} ({worker.waiting})"
-            return Ended("retry", ClusterError.code, cause, node=worker.node, suspect=True, **at)
+    if not seen.at_work and (never := _never_starts(seen, trail)) is not None:
+        decision, worker, why = never
+        cause = f"pod {worker.name} on {worker.node}: {why} ({worker.waiting})"
+        return Ended(decision, ClusterError.code, cause, node=worker.node, suspect=decision == "retry", **at)
     return _running(seen, trail, progress, limits, now)
+
+
+def _never_starts(seen: Seen, trail: Trail) -> tuple[Decision, Worker, str] | None:
+    """The first pod whose container will not start as things are, and whether it may elsewhere."""
+    for worker in seen.workers:
+        reason = worker.waiting.partition(":")[0]
+        if reason in UNPULLED:
+            known = worker.image in trail.pulled
+            why = f"{UNPULLED[reason]}{', which another pod had' if known else ''}"
+            return "retry" if known else "permanent", worker, why
+        if reason in HOPELESS:
+            return "permanent", worker, HOPELESS[reason]
+        if reason in UNSTARTED:
+            return "retry", worker, UNSTARTED[reason]
+    return None
 
 
 def _unseen(trail: Trail, now: float) -> Progress:
@@ -190,20 +209,23 @@ def _failed(seen: Seen, trail: Trail, progress: Progress, now: float) -> Wait | 
     """The operator says so at the first pod that failed; the others have a moment to end."""
     trail.failed_since = now if trail.failed_since is None else trail.failed_since
     late = [one.name for one in seen.workers if not one.over]
-    if late and now - trail.failed_since < SETTLE_S:
+    if late and seen.code is None and now - trail.failed_since < SETTLE_S:
         return Wait("end", f"the job failed; waiting for {', '.join(late[:3])} to end")
-    return cause_of_end(trail.workers.values(), seen.message, progress)
+    end = cause_of_end(trail.workers.values(), seen.message, progress, code=seen.code)
+    if seen.refused:
+        return replace(end, decision="permanent", code=ClusterError.code, settled=True)
+    return end
 
 
 def _running(seen: Seen, trail: Trail, progress: Progress, limits: Limits, now: float) -> Wait | Ended:
     """Not ended by its own account: waiting for nodes, for containers, or at work."""
     nodeless = next((one for one in seen.workers if one.node is None), None)
-    if len(seen.workers) < seen.wanted or nodeless is not None:
+    if not seen.at_work and (len(seen.workers) < seen.wanted or nodeless is not None):
         reason = (nodeless.unschedulable if nodeless else "") or seen.note or seen.queue_note or "no node yet"
         text = f"{_bound(seen)} of {seen.wanted} pods have a node: {reason}"
         return _patience(Wait("schedule", text), trail, limits, now)
     idle = next((one for one in seen.workers if one.phase == "Pending"), None)
-    if idle is not None:
+    if idle is not None and not seen.at_work:
         reason = "; ".join(part for part in (idle.waiting, idle.note) if part) or "starting"
         return _patience(Wait("start", f"{idle.name} on {idle.node}: {reason}"), trail, limits, now)
     if trail.waiting_for != "run":
@@ -221,7 +243,7 @@ def _running(seen: Seen, trail: Trail, progress: Progress, limits: Limits, now: 
 def _hang(seen: Seen, trail: Trail, progress: Progress, limits: Limits, now: float) -> Ended | None:
     """Of any node: its heartbeat stands still, or its ranks do for longer than their phase may take."""
     at = {"step": progress.step, "committed_step": progress.committed_step, "settled": True}
-    place = {one.name: one.node for one in seen.workers if not one.over}
+    place = {one.node_name: one.node for one in seen.workers if not one.over}
     for name, beat in progress.nodes:
         if name not in place:
             continue  # its heart may rest
@@ -272,7 +294,7 @@ def with_records(workers: Iterable[Worker], ends: Mapping[str, Termination]) -> 
     """
     made = []
     for worker in workers:
-        end = ends.get(worker.name)
+        end = ends.get(worker.node_name)
         if worker.termination is None and end is not None and (not worker.started or end.time >= worker.started):
             code = end.code if worker.code is None else worker.code
             worker = replace(worker, termination=end, code=code)
@@ -280,10 +302,10 @@ def with_records(workers: Iterable[Worker], ends: Mapping[str, Termination]) -> 
     return made
 
 
-def cause_of_end(workers: Iterable[Worker], message: str, progress: Progress) -> Ended:
-    """The decision over all ranks of all pods."""
-    found = sorted(workers, key=lambda one: one.name)
-    codes, place = _codes(found)
+def cause_of_end(workers: Iterable[Worker], message: str, progress: Progress, *, code: int | None = None) -> Ended:
+    """The decision over all ranks of all pods; `code` is the step's own where the job itself says it."""
+    found, settled = sorted(workers, key=lambda one: one.name), code is not None
+    codes, place = ({UNRANKED: code}, {}) if code is not None else _codes(found)
     platform = any(one.disrupted for one in found)
     own = {code for code in codes.values() if code not in (DONE, Preempted.code, PeerLost.code, Hang.code, -15)}
     if own and not platform:
@@ -300,7 +322,9 @@ def cause_of_end(workers: Iterable[Worker], message: str, progress: Progress) ->
     elif platform and decision in ("retry", "retry-once"):
         decision = "preempted"  # eviction shows as 137, and the peers as lost
     where = place.get(rank)
-    pod = f"pod {where.name} on {where.node or 'a node not known any more'}" if where else "no pod said why"
+    pod = "by its job's word" if settled else "no pod said why"
+    if where:
+        pod = f"pod {where.name} on {where.node or 'a node not known any more'}"
     told = where.termination.error if where and where.termination and where.termination.rank == rank else ""
     cause = f"rank {rank} ended with {code}" if 0 <= rank < UNRANKED else f"exit code {code}"
     return Ended(
@@ -311,6 +335,7 @@ def cause_of_end(workers: Iterable[Worker], message: str, progress: Progress) ->
         committed_step=committed if committed is not None else progress.committed_step,
         node=where.node if where else None,
         suspect=code in FAULTS or bool(where and where.phase == "Unknown"),
+        settled=settled,
     )
 
 

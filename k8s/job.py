@@ -10,7 +10,7 @@ from k8s import names
 from k8s.cluster import Cluster
 from k8s.names import Run
 from k8s.pods import Pod, pod_template
-from k8s.pytorchjob import Rendered, config_map, job_metadata, queue_labels, spec_sha256
+from k8s.pytorchjob import Json, Rendered, an_object, config_map, job_metadata, queue_labels
 from trainer.command import Command
 from trainer.recipe import Recipe
 
@@ -24,35 +24,32 @@ def render_prepare(recipe: Recipe, step: str, cluster: Cluster, run: Run, comman
         step: prepare-data, prepare-stage1, requests-sft, select-dpo, ...: part of names and labels.
         command: what the pod runs; its recipe is k8s.pods.RECIPE_FILE.
     """
-    config = config_map(recipe, step, cluster, run)
-    labels = {**cluster.labels, **names.labels(recipe.name, step, run)}
-    template = pod_template(
-        Pod(
-            container=CONTAINER,
-            image=cluster.images.prepare,
-            command=command,
-            pool=cluster.pools[cluster.cpu_pool],
-            cluster=cluster,
-            run=run,
-            labels=labels,
-            config_map=config["metadata"]["name"],
-            priority=cluster.priorities.prepare,
-        )
-    )
-    job = {
-        "apiVersion": "batch/v1",
-        "kind": "Job",
-        "metadata": job_metadata(
-            names.job_name(recipe.name, step, run), cluster, run, {**labels, **queue_labels(cluster)}
-        ),
-        "spec": {
-            "parallelism": 1,
-            "completions": 1,
-            "backoffLimit": 0,
-            "podReplacementPolicy": "Failed",  # never two writers of one shard
-            "ttlSecondsAfterFinished": cluster.keep_finished_s,
-            "template": template,
-        },
+    config, pod = prepare_pod(recipe, step, cluster, run, command, CONTAINER)
+    about = job_metadata(names.job_name(recipe.name, step, run), cluster, run, {**pod.labels, **queue_labels(cluster)})
+    spec = {
+        "parallelism": 1,
+        "completions": 1,
+        "backoffLimit": 0,
+        "podReplacementPolicy": "Failed",  # never two writers of one shard
+        "ttlSecondsAfterFinished": cluster.keep_finished_s,
+        "template": pod_template(pod),
     }
-    job["metadata"]["annotations"][names.SPEC] = spec_sha256(job)
-    return Rendered(config, job)
+    return Rendered(config, an_object("batch/v1", "Job", about, spec))
+
+
+def prepare_pod(
+    recipe: Recipe, step: str, cluster: Cluster, run: Run, command: Command, container: str
+) -> tuple[Json, Pod]:
+    """(the ConfigMap with the recipe, a pod of the prepare image on the CPU pool that mounts it)."""
+    config = config_map(recipe, step, cluster, run)
+    return config, Pod(
+        container=container,
+        image=cluster.images.prepare,
+        command=command,
+        pool=cluster.pools[cluster.cpu_pool],
+        cluster=cluster,
+        run=run,
+        labels={**cluster.labels, **names.labels(recipe.name, step, run)},
+        config_map=config["metadata"]["name"],
+        priority=cluster.priorities.prepare,
+    )

@@ -25,21 +25,19 @@ from k8s import decide, logs, names
 from k8s.attempts import (
     Attempts,
     attempt_of,
-    container_of,
     excluded_by,
     never_fits,
-    pods_of,
-    refuse_another,
     refuse_suspended,
 )
-from k8s.client import Api, Json, QuotaExceeded, Unreachable, kind_of
+from k8s.client import Api, Exists, Json, QuotaExceeded, Unreachable, kind_of
 from k8s.cluster import Cluster
 from k8s.decide import Again, Ended, Progress, Stop, Trail, Wait
+from k8s.kinds import container_of, pods_of
 from k8s.logs import Follower
 from k8s.mirror import Event, Mirror, View
 from k8s.pace import Pace
 from k8s.pytorchjob import Rendered
-from k8s.record import Record, Records, ended, refuse_given_up, series
+from k8s.record import Record, Records, refuse_given_up, series
 from k8s.seen import Seen, Worker, read
 from k8s.tasks import Task
 from trainer.errors import UNKNOWN, ClusterError, Preempted, StorageError
@@ -132,6 +130,8 @@ class Launcher:
                 self.say(f"{job['metadata']['name']} is under way already")
                 return
             self._begun(self._created(attempt), attempt)
+        except Exists as there:  # a launcher beside us was quicker, and watches it perhaps: it stays as it is
+            self.say(f"{there} is under way already")
         finally:
             self.view.close()
 
@@ -163,7 +163,7 @@ class Launcher:
                 job = self._created(attempt)
             attempt = attempt_of(job)  # of a launcher that was quicker than we
             self._begun(job, attempt)
-            trail = Trail(started=self.clock())
+            trail = Trail(started=self.clock(), pulled={image for one in self.history for image in one.pulled})
             end = self._watch(job, attempt, trail)
             if end.decision == "done":
                 if self.task.finished is None or self._verified():
@@ -171,7 +171,7 @@ class Launcher:
                     self.say(f"done, attempt {attempt}")
                     return
                 end = replace(end, cause="the job succeeded, but the stage has no verified result in storage")
-            end = self._leave(job, attempt, trail, end)
+            end = replace(self._leave(job, attempt, trail, end), pulled=tuple(sorted(trail.pulled)))
             if end.decision != "done" and self._handed_over():
                 self.records.end(attempt, end, closed=True)
                 self.say(f"done, attempt {attempt}: its result verifies, however the job ended")
@@ -240,7 +240,7 @@ class Launcher:
                     if self.retried:
                         refuse_suspended(job, do="resume it: qwenvl job watch")
                     if not adopt:
-                        refuse_another(rendered.job, job)
+                        self.attempts.refuse_another(rendered, job)
                     return self.attempts.adopt(job, rendered) if adopt else job, attempt
             self.history.append(self._past(attempt, job, record))
         last = max([0, *records, *jobs])
@@ -255,7 +255,7 @@ class Launcher:
     def _past(self, attempt: int, job: Json | None, record: Record | None) -> Ended:
         """How an attempt of a launcher before us ended."""
         if record is not None and record.end is not None:
-            return ended(record.end)
+            return record.end
         if record is None and job is not None:
             self._begun(job, attempt)
         seen = read(job, pods_of(job, self.view.pods()) if job else [])
@@ -435,12 +435,15 @@ class Launcher:
         """Rank 0's log of the pod that runs now; a pod that came back after a suspension is another one."""
         if not self.follow or not seen.workers or state.kind == "end":
             return follower
-        first = seen.workers[0]
+        container = container_of(job)
+        first = next((one for one in seen.workers if one.container == container), None)
+        if first is None:
+            return follower
         if follower is not None and (state.kind != "run" or follower.uid != first.uid):
             follower.stop()
             follower = None
         if follower is None and state.kind == "run":
-            follower = Follower(self.api, first.name, container_of(job), self.show, uid=first.uid).start()
+            follower = Follower(self.api, first.name, container, self.show, uid=first.uid).start()
         return follower
 
     # ------------------------------------------------------------ the end of an attempt
@@ -449,14 +452,14 @@ class Launcher:
         """Free its nodes; tell what all ranks said. The decision may still grow worse by what the last pods say."""
         self.say(f"attempt {attempt} ended: {end.cause.splitlines()[0]}")
         current = self._current(job)
-        if current is not None and read(current, []).outcome is None:
-            self.attempts.remove(job)  # given up while its pods run: it holds GPUs. One that failed stays to be read
+        # Given up while its pods run: it holds GPUs. One that failed stays to be read.
+        if current is not None and read(current, []).outcome is None and self.attempts.remove(current):
             self.say(f"removed {job['metadata']['name']}")
         if not end.settled and end.decision not in ("done", "permanent"):
             end = self._last_words(job, attempt, trail, end)
         if (committed := self._committed()) is not None:
             end = replace(end, committed_step=committed)
-        if self.task.stage_uri and end.decision != "done":
+        if self.task.stage_uri:  # also when the job succeeded: without a result its ranks say why
             logs.tell_last_lines(self.task.stage_uri, attempt, self.show)
         return end
 

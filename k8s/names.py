@@ -34,6 +34,9 @@ REAPER = f"{PREFIX}/reaper"
 """What the reaper saw there, and how many times in a row."""
 SUSPENDED = f"{PREFIX}/suspended"
 """Stopped by a person and kept; the next launcher resumes it."""
+CREATION = f"{PREFIX}/creation"
+"""Label, another at each creation: tells the pods that a job owns through others (a JobSet, a RayCluster) from those of
+a job that had its name before."""
 
 
 @dataclass(frozen=True)

@@ -37,14 +37,27 @@ SHUTDOWN_MARGIN_S = 10
 
 @dataclass(frozen=True)
 class Rendered:
-    """What one attempt creates, in this order; the job becomes the ConfigMap's owner."""
+    """What one attempt creates; the job becomes the owner of the others.
+
+    Args:
+        runtime: what a TrainJob names and must find when it is created; None for other kinds.
+    """
 
     config_map: Json
     job: Json
+    runtime: Json | None = None
 
     @property
     def name(self) -> str:
         return self.job["metadata"]["name"]
+
+    def objects(self) -> list[Json]:
+        """All, in the order in which they can be created."""
+        return [self.config_map, *([self.runtime] if self.runtime else []), self.job]
+
+    def templates(self) -> list[Json]:
+        """Of every pod that the attempt will have."""
+        return templates_in((self.runtime or self.job)["spec"])
 
 
 @dataclass(frozen=True)
@@ -220,14 +233,15 @@ def _pytorchjob(group: Group, cluster: Cluster, run: Run) -> Rendered:
             "Worker": {"replicas": group.nodes, "restartPolicy": "Never", "template": group.template}
         },
     }
-    job = {
-        "apiVersion": API_VERSION,
-        "kind": KIND,
-        "metadata": job_metadata(group.name, cluster, run, {**group.labels, **queue_labels(cluster)}),
-        "spec": spec,
-    }
-    job["metadata"]["annotations"][names.SPEC] = spec_sha256(job)
-    return Rendered(group.config_map, job)
+    about = job_metadata(group.name, cluster, run, {**group.labels, **queue_labels(cluster)})
+    return Rendered(group.config_map, an_object(API_VERSION, KIND, about, spec))
+
+
+def an_object(api_version: str, kind: str, metadata: Json, spec: Json) -> Json:
+    """With the digest of what it is among its annotations."""
+    made = {"apiVersion": api_version, "kind": kind, "metadata": metadata, "spec": spec}
+    metadata["annotations"][names.SPEC] = spec_sha256(made)
+    return made
 
 
 def config_map(recipe: Recipe, step: str, cluster: Cluster, run: Run) -> Json:
@@ -288,7 +302,8 @@ def comparable(job: Json) -> Json:
     """A job without what differs between two runs that mean the same work: who asks, and the MLflow run above it."""
     job = copy.deepcopy(job)
     metadata = job["metadata"]
-    kept = {key: value for key, value in metadata.get("labels", {}).items() if key != names.RUN}
+    own = (names.RUN, names.CREATION)
+    kept = {key: value for key, value in metadata.get("labels", {}).items() if key not in own}
     made = {
         "apiVersion": job["apiVersion"],
         "kind": job["kind"],
@@ -296,22 +311,23 @@ def comparable(job: Json) -> Json:
         "labels": kept,
         "spec": job["spec"],
     }
-    for template in _templates(made["spec"]):
-        template.get("metadata", {}).get("labels", {}).pop(names.RUN, None)
+    for template in templates_in(made["spec"]):
+        for key in own:
+            template.get("metadata", {}).get("labels", {}).pop(key, None)
         for container in template["spec"]["containers"]:
             container["env"] = [entry for entry in container.get("env", []) if entry["name"] != PARENT_RUN]
     return made
 
 
-def _templates(node: Any) -> list[Json]:
+def templates_in(node: Any) -> list[Json]:
     """Every pod template inside a job's spec, however deep its kind has them."""
     if isinstance(node, list):
-        return [template for item in node for template in _templates(item)]
+        return [template for item in node for template in templates_in(item)]
     if not isinstance(node, dict):
         return []
     if "containers" in (node.get("spec") or {}):
         return [node]
-    return [template for value in node.values() for template in _templates(value)]
+    return [template for value in node.values() for template in templates_in(value)]
 
 
 def spec_sha256(job: Json) -> str:

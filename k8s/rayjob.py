@@ -9,6 +9,8 @@ Read in the sources of KubeRay v1.5.1 (images/versions.env):
 - It replaces command and arguments of the Ray containers with its own `ray start`, made from rayStartParams.
 - Its probes call wget, which a slim Python image lacks; probes that are given here stay.
 - A RayJob's name has at most 47 characters.
+- After its ttlSecondsAfterFinished the pods of Ray go and the RayJob with its submitter stays: 0 here, since they would
+  hold their nodes; who removes a RayJob that has ended is k8s/reaper.py.
 - The submitter ends with 0 although the step failed; status.jobStatus says how it ended.
 """
 
@@ -20,9 +22,10 @@ from typing import Any
 
 from k8s import names
 from k8s.cluster import Cluster, NodePool, quantity
+from k8s.job import prepare_pod
 from k8s.names import Run
 from k8s.pods import Pod, pod_template
-from k8s.pytorchjob import Rendered, config_map, job_metadata, queue_labels, spec_sha256
+from k8s.pytorchjob import Rendered, an_object, job_metadata, queue_labels
 from trainer.command import Command
 from trainer.recipe import Recipe
 
@@ -43,20 +46,10 @@ OBJECT_STORE_SHARE = 0.9
 
 def render_prepare(recipe: Recipe, step: str, cluster: Cluster, run: Run, command: Command) -> Rendered:
     """The RayJob of one attempt of a preparation step; arguments as of k8s.job.render_prepare."""
-    config = config_map(recipe, step, cluster, run)
-    labels = {**cluster.labels, **names.labels(recipe.name, step, run)}
-    pool = cluster.pools[cluster.cpu_pool]
-    pod = Pod(
-        container=HEAD,
-        image=cluster.images.prepare,
-        command=Command([], {**command.env, "DAFT_PROGRESS_BAR": "0"}),  # every worker would draw its own
-        pool=pool,
-        cluster=cluster,
-        run=run,
-        labels=labels,
-        config_map=config["metadata"]["name"],
-        priority=cluster.priorities.prepare,
-    )
+    assert cluster.ray is not None, "tasks.py asks for a RayJob where the cluster file has `ray`"
+    quiet = Command([], {**command.env, "DAFT_PROGRESS_BAR": "0"})  # every worker would draw its own
+    config, pod = prepare_pod(recipe, step, cluster, run, quiet, HEAD)
+    pool, workers = pod.pool, cluster.ray.workers
     spec = {
         "entrypoint": shlex.join(command.argv),
         "submissionMode": "K8sJobMode",
@@ -64,7 +57,7 @@ def render_prepare(recipe: Recipe, step: str, cluster: Cluster, run: Run, comman
         "submitterPodTemplate": _submitter(pod),
         "backoffLimit": 0,
         "shutdownAfterJobFinishes": True,
-        "ttlSecondsAfterFinished": cluster.keep_finished_s,
+        "ttlSecondsAfterFinished": 0,
         "rayClusterSpec": {
             "rayVersion": RAY_VERSION,
             "authOptions": {"mode": "token"},
@@ -76,25 +69,18 @@ def render_prepare(recipe: Recipe, step: str, cluster: Cluster, run: Run, comman
             "workerGroupSpecs": [
                 {
                     "groupName": "workers",
-                    "replicas": cluster.ray.workers,
-                    "minReplicas": cluster.ray.workers,
-                    "maxReplicas": cluster.ray.workers,
+                    "replicas": workers,
+                    "minReplicas": workers,
+                    "maxReplicas": workers,
                     "rayStartParams": {**_start(pool), "num-cpus": str(max(1, int(quantity(pool.cpu))))},
                     "template": _ray_template(replace(pod, container=WORKER), AGENT),
                 }
             ],
         },
     }
-    job = {
-        "apiVersion": API_VERSION,
-        "kind": KIND,
-        "metadata": job_metadata(
-            names.job_name(recipe.name, step, run, MAX_NAME), cluster, run, {**labels, **queue_labels(cluster)}
-        ),
-        "spec": spec,
-    }
-    job["metadata"]["annotations"][names.SPEC] = spec_sha256(job)
-    return Rendered(config, job)
+    name = names.job_name(recipe.name, step, run, MAX_NAME)
+    about = job_metadata(name, cluster, run, {**pod.labels, **queue_labels(cluster)})
+    return Rendered(config, an_object(API_VERSION, KIND, about, spec))
 
 
 def _start(pool: NodePool) -> dict[str, str]:

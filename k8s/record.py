@@ -12,37 +12,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from k8s.decide import Ended
 from trainer import storage
-from trainer.errors import ClusterError, Decision, StorageError
+from trainer.errors import ClusterError, StorageError
 from trainer.heartbeat import utc
 
 FORMAT = 1
 FOLDER = "launches"
+MAX_CAUSE = 4000
 GIVEN_UP_S = 900.0
 """So long a pipeline's own retries find a step given up: it starts a failed step again whatever that failed of."""
 
 
 class Stored(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True, use_attribute_docstrings=True)
-
-
-class End(Stored):
-    decision: Decision
-    code: int
-    cause: str
-    step: int = 0
-    committed_step: int | None = None
-    node: str | None = None
-    suspect: bool = False
-    ended_at: str = ""
-    """UTC, for people."""
-    ended_s: float = 0.0
-    """Seconds since 1970 by the launcher's clock."""
 
 
 class Record(Stored):
@@ -57,7 +45,11 @@ class Record(Stored):
     begun_s: float
     """Seconds since 1970 by the launcher's clock: the step's deadline covers launchers that were lost."""
     exclude_nodes: tuple[str, ...] = ()
-    end: End | None = None
+    end: Ended | None = None
+    ended_at: str = ""
+    """UTC, for people."""
+    ended_s: float = 0.0
+    """Seconds since 1970 by the launcher's clock."""
     closed: bool = False
     """The launcher gave the step up after this attempt, or the step was done."""
 
@@ -116,18 +108,8 @@ class Records:
         if known is None:
             return  # adopted while storage did not answer
         now = self._now()
-        end = End(
-            decision=ended.decision,
-            code=ended.code,
-            cause=ended.cause[:4000],
-            step=ended.step,
-            committed_step=ended.committed_step,
-            node=ended.node,
-            suspect=ended.suspect,
-            ended_at=utc(now),
-            ended_s=now,
-        )
-        self._write(known.model_copy(update={"end": end, "closed": closed}))
+        kept = replace(ended, cause=ended.cause[:MAX_CAUSE], settled=True)
+        self._write(known.model_copy(update={"end": kept, "ended_at": utc(now), "ended_s": now, "closed": closed}))
 
     def _write(self, record: Record) -> None:
         """Storage that does not answer is told; the jobs on the cluster are the second memory."""
@@ -149,7 +131,7 @@ def refuse_given_up(records: Sequence[Record], run: str, *, now: float) -> None:
     last = records[-1] if records else None
     if last is None or last.end is None or not last.closed or last.end.decision == "done" or last.run != run:
         return
-    left = GIVEN_UP_S - (now - last.end.ended_s)
+    left = GIVEN_UP_S - (now - last.ended_s)
     if 0 < left <= GIVEN_UP_S:
         error = ClusterError(
             "this run gave the step up a moment ago",
@@ -173,9 +155,3 @@ def series(records: Sequence[Record]) -> list[Record]:
     """The attempts that count: those after the last that closed the step's history."""
     last = max((index for index, one in enumerate(records) if one.closed), default=-1)
     return list(records[last + 1 :])
-
-
-def ended(end: End) -> Ended:
-    return Ended(
-        end.decision, end.code, end.cause, end.step, end.committed_step, end.node, suspect=end.suspect, settled=True
-    )

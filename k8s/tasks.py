@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from types import ModuleType
 
+from k8s import job, pytorchjob, rayjob, trainjob
 from k8s.cluster import Cluster
 from k8s.decide import NodeBeat, Progress
-from k8s.job import render_prepare
 from k8s.names import Run
 from k8s.pods import RECIPE_FILE
-from k8s.pytorchjob import Rendered, render_program, render_stage, stage_of
+from k8s.pytorchjob import Rendered, stage_of
 from k8s.record import FOLDER
 from trainer import handover, heartbeat, storage
 from trainer import manifest as manifests
@@ -25,6 +26,9 @@ from trainer.recipe import Recipe
 from trainer.resolve import digest, fields, stage_fields
 
 IDENTITY_FILE = "launch.json"
+ON_RAY = ("prepare-data", "prepare-stage")
+"""Steps whose rows are worth several nodes; what they do with prepare.engine ray is a RayJob where the cluster has
+`ray`."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +69,23 @@ def task_of(what: str, recipe: Recipe, cluster: Cluster, run: Run, *, stage: str
     step = step_name(what, stage)
     finished: Callable[[], bool] | None = None
     if what in PROGRAMS:
-        render: Callable[[Run], Rendered] = lambda one: render_program(recipe, what, cluster, one, stage=stage)  # noqa: E731
+        render: Callable[[Run], Rendered] = lambda one: _trainer(cluster).render_program(  # noqa: E731
+            recipe, what, cluster, one, stage=stage
+        )
         if what == "init":
             finished = lambda: handover.finished(recipe, handover.INIT, run.out) is not None  # noqa: E731
     else:
         command = prepare_command(PrepareCall(what, recipe=RECIPE_FILE, out=run.out, stage=stage))
-        render = lambda one: render_prepare(recipe, step, cluster, one, command)  # noqa: E731
+        on_ray = what in ON_RAY and recipe.prepare.engine == "ray" and cluster.ray is not None
+        prepare = rayjob.render_prepare if on_ray else job.render_prepare
+        render = lambda one: prepare(recipe, step, cluster, one, command)  # noqa: E731
     records = storage.join(run.out, FOLDER)
     return Task(step, run, render, finished, lambda _: Progress(watched=False), records=records)
+
+
+def _trainer(cluster: Cluster) -> ModuleType:
+    """The renderer of what the trainer image runs."""
+    return trainjob if cluster.job_kind == "TrainJob" else pytorchjob
 
 
 def step_name(what: str, stage: str | None) -> str:
@@ -117,7 +130,7 @@ def rendered(
     except (FileNotFoundError, StorageError) as error:
         digest_of_stage = _asked(recipe, stage, None)
         unknown = f"the name's digest is not the one that a run will have: {error}".splitlines()[0]
-    return render_stage(recipe, stage, cluster, replace(run, stage_digest=digest_of_stage)), unknown
+    return _trainer(cluster).render_stage(recipe, stage, cluster, replace(run, stage_digest=digest_of_stage)), unknown
 
 
 def _of_recipe(run: Run, recipe: Recipe) -> Run:
@@ -138,7 +151,7 @@ def _training(recipe: Recipe, stage: str, cluster: Cluster, run: Run) -> Task:
     return Task(
         stage,
         run,
-        lambda one: render_stage(recipe, stage, cluster, one),
+        lambda one: _trainer(cluster).render_stage(recipe, stage, cluster, one),
         lambda: handover.finished(recipe, stage, run.out, accept=run.accept_changes) is not None,
         lambda attempt: progress_of(stage_uri, attempt, old),
         committed=lambda: committed_of(stage_uri),

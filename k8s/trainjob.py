@@ -10,21 +10,30 @@ runtime holds a pod template: one runtime an attempt, with the attempt's name; t
 Read in the sources of Trainer v2.2.0 and JobSet v0.11.1 (images/versions.env): the container, the replicated job and
 the label below must have these names; without a section `trainer` in the TrainJob the Trainer sets no PET_* variable at
 all; its torch policy knows no elastic rendezvous ("TODO: Add support for PyTorch elastic"), so the c10d rendezvous of
-the PyTorchJob is written into the environment here. No launcher uses this renderer yet.
+the PyTorchJob is written into the environment here. Its webhook refuses a TrainJob whose runtime is not there yet.
 """
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from typing import Any
 
 from k8s import names
 from k8s.cluster import Cluster, Gang
 from k8s.names import Run
 from k8s.pods import without_empty
-from k8s.pytorchjob import Group, job_metadata, program_group, queue_labels, rendezvous, spec_sha256, stage_group
+from k8s.pytorchjob import (
+    Group,
+    Rendered,
+    an_object,
+    job_metadata,
+    program_group,
+    queue_labels,
+    rendezvous,
+    stage_group,
+)
 from trainer.recipe import Recipe
+from trainer.resolve import digest
 
 Json = dict[str, Any]
 
@@ -38,60 +47,39 @@ PORT = 29500
 VOLCANO_QUEUE = "scheduling.volcano.sh/queue-name"
 
 
-@dataclass(frozen=True)
-class RenderedTrainJob:
-    """What one attempt creates, in this order; the TrainJob becomes the owner of the other two."""
-
-    config_map: Json
-    runtime: Json
-    job: Json
-
-    @property
-    def name(self) -> str:
-        return self.job["metadata"]["name"]
-
-
-def render_stage(recipe: Recipe, stage: str, cluster: Cluster, run: Run) -> RenderedTrainJob:
+def render_stage(recipe: Recipe, stage: str, cluster: Cluster, run: Run) -> Rendered:
     """One attempt to train a stage; raises what k8s.pytorchjob.stage_group does."""
     return _trainjob(stage_group(recipe, stage, cluster, run, container=NODE), cluster, run)
 
 
-def render_program(
-    recipe: Recipe, program: str, cluster: Cluster, run: Run, *, stage: str | None = None
-) -> RenderedTrainJob:
+def render_program(recipe: Recipe, program: str, cluster: Cluster, run: Run, *, stage: str | None = None) -> Rendered:
     """One attempt of init, generate (for sft or dpo), export or evaluate."""
     return _trainjob(program_group(recipe, program, cluster, run, stage=stage, container=NODE), cluster, run)
 
 
-def _trainjob(group: Group, cluster: Cluster, run: Run) -> RenderedTrainJob:
-    runtime: Json = {
-        "apiVersion": API_VERSION,
-        "kind": RUNTIME,
-        "metadata": job_metadata(group.name, cluster, run, group.labels),
-        "spec": without_empty(
-            {
-                "mlPolicy": {"numNodes": group.nodes, "torch": {}},
-                "podGroupPolicy": _pod_group(cluster),
-                "template": {
-                    "metadata": without_empty({"labels": group.labels, "annotations": _queue(cluster)}),
-                    "spec": jobset_spec(group, cluster),
-                },
-            }
-        ),
-    }
-    runtime["metadata"]["annotations"][names.SPEC] = spec_sha256(runtime)
-    job: Json = {
-        "apiVersion": API_VERSION,
-        "kind": KIND,
-        "metadata": job_metadata(group.name, cluster, run, {**group.labels, **queue_labels(cluster)}),
-        "spec": {
-            "runtimeRef": {"apiGroup": API_VERSION.split("/")[0], "kind": RUNTIME, "name": group.name},
-            # Without numProcPerNode the Trainer takes the number of GPUs, and of CPUs where there are none.
-            "trainer": {"numNodes": group.nodes, "numProcPerNode": group.processes},
+def _trainjob(group: Group, cluster: Cluster, run: Run) -> Rendered:
+    of_jobset = {
+        "mlPolicy": {"numNodes": group.nodes, "torch": {}},
+        "podGroupPolicy": _pod_group(cluster),
+        "template": {
+            "metadata": without_empty({"labels": group.labels, "annotations": _queue(cluster)}),
+            "spec": jobset_spec(group, cluster),
         },
     }
-    job["metadata"]["annotations"][names.SPEC] = spec_sha256(job)
-    return RenderedTrainJob(group.config_map, runtime, job)
+    about = job_metadata(group.name, cluster, run, dict(group.labels))
+    about.pop("ownerReferences", None)  # its TrainJob owns it, and nobody else
+    runtime = an_object(API_VERSION, RUNTIME, about, without_empty(of_jobset))
+    about = job_metadata(group.name, cluster, run, {**group.labels, **queue_labels(cluster)})
+    spec = {
+        "runtimeRef": {"apiGroup": API_VERSION.split("/")[0], "kind": RUNTIME, "name": group.name},
+        # Without numProcPerNode the Trainer takes the number of GPUs, and of CPUs where there are none.
+        "trainer": {"numNodes": group.nodes, "numProcPerNode": group.processes},
+    }
+    job = an_object(API_VERSION, KIND, about, spec)
+    # Of both: the pods, which are what two runs must agree on, are in the runtime.
+    marks = [one["metadata"]["annotations"][names.SPEC] for one in (runtime, job)]
+    job["metadata"]["annotations"][names.SPEC] = digest(marks)
+    return Rendered(group.config_map, job, runtime)
 
 
 def jobset_spec(group: Group, cluster: Cluster) -> Json:

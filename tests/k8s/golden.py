@@ -18,13 +18,13 @@ from k8s.job import render_prepare
 from k8s.names import Run
 from k8s.pods import RECIPE_FILE
 from k8s.pytorchjob import Rendered, render_program, render_stage
-from k8s.trainjob import RenderedTrainJob
 from trainer.command import PrepareCall, prepare_command
 from trainer.recipe import Recipe
 from trainer.resolve import load_recipe, shipped
 
 CLUSTER = "onprem"
 OTHER_KINDS = ("tiny", "qwen2_5_vl_72b")
+RAY = "ray={workers: 4}"
 RUN = Run(out="s3://training/runs/golden", id="golden", stage_digest="golden")
 
 
@@ -43,7 +43,7 @@ def rendered(recipe: Recipe, cluster_name: str = CLUSTER, run: Run = RUN) -> Ite
     yield render_program(recipe, "evaluate", cluster, run)
 
 
-def trainjobs(recipe: Recipe, cluster_name: str = CLUSTER, run: Run = RUN) -> Iterator[RenderedTrainJob]:
+def trainjobs(recipe: Recipe, cluster_name: str = CLUSTER, run: Run = RUN) -> Iterator[Rendered]:
     """What a run would create under Kubeflow Trainer v2; data preparation stays what it is."""
     cluster = load_cluster(cluster_name)
     yield trainjob.render_program(recipe, "init", cluster, run)
@@ -57,7 +57,7 @@ def trainjobs(recipe: Recipe, cluster_name: str = CLUSTER, run: Run = RUN) -> It
 
 def a_rayjob(recipe: Recipe, cluster_name: str = CLUSTER, run: Run = RUN) -> Rendered:
     command = prepare_command(PrepareCall("prepare-data", RECIPE_FILE, run.out))
-    return rayjob.render_prepare(recipe, "prepare-data", load_cluster(cluster_name), run, command)
+    return rayjob.render_prepare(recipe, "prepare-data", load_cluster(cluster_name, [RAY]), run, command)
 
 
 def manifests() -> Iterator[tuple[str, str]]:
@@ -67,7 +67,7 @@ def manifests() -> Iterator[tuple[str, str]]:
         yield f"tests/golden/manifests/{name}.yaml", as_yaml(jobs)
     for name in OTHER_KINDS:
         recipe = load_recipe(name)
-        objects = [part for one in trainjobs(recipe) for part in (one.runtime, one.job)]
+        objects = [part for one in trainjobs(recipe) for part in one.objects()[1:]]
         yield f"tests/golden/trainjobs/{name}.yaml", as_yaml(objects)
         yield f"tests/golden/rayjobs/{name}.yaml", as_yaml([a_rayjob(recipe).job])
 

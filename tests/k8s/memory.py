@@ -9,9 +9,13 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from k8s.client import JOBS, PODS, PYTORCH_JOBS, Conflict, Exists, Json, Kind, kind_of
+from k8s.client import JOBS, PODS, PYTORCH_JOBS, RAY_JOBS, TRAIN_JOBS, Conflict, Exists, Json, Kind, kind_of
 from k8s.mirror import Event
+from k8s.pytorchjob import templates_in
 from k8s.schemas.validate import problems
+
+JOB_KINDS = (PYTORCH_JOBS, JOBS, RAY_JOBS, TRAIN_JOBS)
+JOB_PLURALS = [kind.plural for kind in JOB_KINDS]
 
 
 class MemoryApi:
@@ -97,7 +101,7 @@ class MemoryApi:
 
     def job(self) -> Json:
         """The newest job."""
-        return [one for (plural, _), one in self.objects.items() if plural in ("pytorchjobs", "jobs")][-1]
+        return [one for (plural, _), one in self.objects.items() if plural in JOB_PLURALS][-1]
 
     def condition(self, kind: str, message: str = "") -> None:
         job = self.job()
@@ -118,13 +122,19 @@ class MemoryApi:
         self.objects["pods", name] = {
             "kind": "Pod",
             "metadata": metadata,
-            "spec": {"nodeName": node} if node else {},
+            "spec": {**_containers(job), **({"nodeName": node} if node else {})},
             "status": {"phase": "Running", **status},
         }
 
     def _touch(self, body: Json) -> None:
         self._count += 1
         body["metadata"]["resourceVersion"] = str(self._count)
+
+
+def _containers(job: Json) -> Json:
+    """Names and images of the pods that the job itself describes."""
+    template = next(iter(templates_in(job["spec"])), {"spec": {"containers": []}})
+    return {"containers": [{key: one[key] for key in ("name", "image")} for one in template["spec"]["containers"]]}
 
 
 def _merge(into: Json, change: Json) -> None:
@@ -149,7 +159,7 @@ class MemoryView:
         self.closed = False
 
     def jobs(self) -> list[Json]:
-        return [one for kind in (PYTORCH_JOBS, JOBS) for one in self.api.list(kind, self.selected)]
+        return [one for kind in JOB_KINDS for one in self.api.list(kind, self.selected)]
 
     def pods(self) -> list[Json]:
         return self.api.list(PODS, self.selected)

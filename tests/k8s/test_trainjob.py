@@ -14,7 +14,6 @@ from k8s import names, pytorchjob, trainjob
 from k8s.cluster import Cluster, load_cluster
 from k8s.pytorchjob import Rendered
 from k8s.schemas.validate import problems
-from k8s.trainjob import RenderedTrainJob
 from tests.k8s.golden import RUN, trainjobs
 from trainer.resolve import load_recipe, shipped
 
@@ -23,7 +22,7 @@ ONPREM = load_cluster("onprem")
 STEPS = ("stage1", "stage2", "sft", "init", "export", "evaluate")
 
 
-def both(step: str, cluster: Cluster = ONPREM, recipe: str = "qwen2_5_vl_72b") -> tuple[Rendered, RenderedTrainJob]:
+def both(step: str, cluster: Cluster = ONPREM, recipe: str = "qwen2_5_vl_72b") -> tuple[Rendered, Rendered]:
     loaded = load_recipe(recipe)
     if step in loaded.stages.named():
         return pytorchjob.render_stage(loaded, step, cluster, RUN), trainjob.render_stage(loaded, step, cluster, RUN)
@@ -34,12 +33,17 @@ def old_template(one: Rendered) -> Json:
     return copy.deepcopy(one.job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"])
 
 
-def replicated(one: RenderedTrainJob) -> Json:
-    (found,) = one.runtime["spec"]["template"]["spec"]["replicatedJobs"]
+def runtime_of(one: Rendered) -> Json:
+    assert one.runtime is not None
+    return one.runtime
+
+
+def replicated(one: Rendered) -> Json:
+    (found,) = runtime_of(one)["spec"]["template"]["spec"]["replicatedJobs"]
     return copy.deepcopy(found)
 
 
-def new_template(one: RenderedTrainJob) -> Json:
+def new_template(one: Rendered) -> Json:
     return replicated(one)["template"]["spec"]["template"]
 
 
@@ -66,7 +70,7 @@ def added_by_training_operator(one: Rendered) -> dict[str, str]:
     }
 
 
-def added_by_trainer(one: RenderedTrainJob) -> dict[str, Any]:
+def added_by_trainer(one: Rendered) -> dict[str, Any]:
     """Trainer v2.2.0, pkg/runtime/framework/plugins/torch/torch.go; nothing without spec.trainer."""
     trainer = one.job["spec"].get("trainer")
     if trainer is None:
@@ -150,7 +154,7 @@ def test_torchrun_reads_both_environments_as_the_same_rendezvous(monkeypatch: py
 def test_both_carry_the_same_recipe_labels_owner_and_name() -> None:
     old, new = both("stage2")
     assert new.config_map == old.config_map
-    assert new.name == old.name == new.runtime["metadata"]["name"] == new.job["spec"]["runtimeRef"]["name"]
+    assert new.name == old.name == runtime_of(new)["metadata"]["name"] == new.job["spec"]["runtimeRef"]["name"]
     for part in ("labels", "namespace"):
         assert new.job["metadata"][part] == old.job["metadata"][part]
     changed = {names.SPEC}
@@ -167,9 +171,9 @@ def test_both_carry_the_same_recipe_labels_owner_and_name() -> None:
 @pytest.mark.parametrize("cluster", ["aks", "eks", "gke", "onprem", "test"])
 def test_a_strict_server_takes_every_object_and_the_jobset_that_comes_of_it(cluster: str, name: str) -> None:
     for one in trainjobs(load_recipe(name), cluster):
-        assert problems(one.runtime) == []
+        assert problems(runtime_of(one)) == []
         assert problems(one.job) == []
-        template = one.runtime["spec"]["template"]
+        template = runtime_of(one)["spec"]["template"]
         jobset = {
             "apiVersion": "jobset.x-k8s.io/v1alpha2",
             "kind": "JobSet",
@@ -211,7 +215,7 @@ def test_the_trainer_finds_its_container_by_label_and_names() -> None:
 
 
 def test_nothing_restarts_by_itself_and_pods_are_found_before_they_are_ready() -> None:
-    spec = both("stage2")[1].runtime["spec"]["template"]["spec"]
+    spec = runtime_of(both("stage2")[1])["spec"]["template"]["spec"]
     job = spec["replicatedJobs"][0]["template"]["spec"]
     assert spec["failurePolicy"] == {"maxRestarts": 0}
     assert (job["backoffLimit"], job["template"]["spec"]["restartPolicy"]) == (0, "Never")
@@ -234,13 +238,13 @@ def test_host_names_of_a_long_recipe_fit() -> None:
 )  # fmt: skip
 def test_gang_scheduling_is_said_in_v2s_way(queue: list[str], policy: Json | None, annotation: str | None) -> None:
     one = both("stage2", load_cluster("onprem", queue))[1]
-    assert one.runtime["spec"].get("podGroupPolicy") == policy
-    marks = one.runtime["spec"]["template"]["metadata"].get("annotations", {})
+    assert runtime_of(one)["spec"].get("podGroupPolicy") == policy
+    marks = runtime_of(one)["spec"]["template"]["metadata"].get("annotations", {})
     assert marks.get("scheduling.volcano.sh/queue-name") == annotation
-    assert problems(one.runtime) == []
+    assert problems(runtime_of(one)) == []
 
 
 def test_kueues_queue_is_a_label_of_the_trainjob() -> None:
     one = both("stage2")[1]
     assert one.job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "training"
-    assert "kueue.x-k8s.io/queue-name" not in one.runtime["spec"]["template"]["metadata"]["labels"]
+    assert "kueue.x-k8s.io/queue-name" not in runtime_of(one)["spec"]["template"]["metadata"]["labels"]
