@@ -108,6 +108,7 @@ BAD = [
     ("layout", {"image": "red.png", "blocks": [{**BLOCK, "type": "poem"}]}, "wrong-form", "poem"),
     ("layout", {"image": "red.png", "blocks": [{**BLOCK, "bbox": [1, 1, 900, 9]}]}, "outside-picture", "900"),
     ("layout", {"image": "red.png", "width": 40, "height": 60, "blocks": [BLOCK]}, "outside-picture", "60x40"),
+    ("layout", {"image": "red.png", "width": 60, "blocks": [BLOCK]}, "wrong-form", "60 and None"),
     ("agent", {"instruction": "click", "steps": [{**STEP, "coordinate": [1, 2, 3]}]}, "wrong-form", "3"),
     ("agent", {"instruction": "click", "steps": [{**STEP, "coordinate": [10, 400]}]}, "outside-picture", "400"),
     ("agent", {"instruction": "click", "steps": []}, "wrong-form", "none"),

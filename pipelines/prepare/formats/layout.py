@@ -52,11 +52,19 @@ def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
         messages = page_messages(
             [[_block(item) for item in field_of(page, "blocks")] for page in pages], source.rendering
         )
-        stated = [[page.get("width"), page.get("height")] for page in pages]
-        meta = {"stated_sizes": stated} if all(width for width, _ in stated) else {}
+        stated = [_size(page) for page in pages]
+        meta = {"stated_sizes": stated} if all(stated) else {}
         return Draft(where, identity_of(entry, where), messages, media, units=units_of(entry), meta=meta)
 
     yield from each(path, one)
+
+
+def _size(page: dict) -> list | None:
+    """Width and height that the boxes are in, where a page states them."""
+    width, height = page.get("width"), page.get("height")
+    if bool(width) != bool(height):
+        raise BadRow("wrong-form", "width and height of a page, or neither", f"{width} and {height}")
+    return [width, height] if width else None
 
 
 def _block(block: dict) -> Block:
