@@ -18,6 +18,7 @@ from pathlib import Path
 from pipelines.full_recipe import compile_to
 from tests.k8s.golden import manifests
 from tests.models.table import with_table
+from tests.prepare.way import systems
 from trainer.resolve import json_schema, load_recipe, resolved, shipped
 
 ROOT = Path(__file__).parents[1]
@@ -34,6 +35,7 @@ def wanted() -> Iterator[tuple[str, str]]:
         yield f"tests/golden/recipes/{name}.json", as_json(resolved(load_recipe(name)))
     yield "trainer/recipe.schema.json", as_json(json_schema())
     yield README, with_table((ROOT / README).read_text(encoding="utf-8"))
+    yield systems.README, systems.with_systems((ROOT / systems.README).read_text(encoding="utf-8"))
     yield from manifests()
     yield "pipelines/full_recipe.yaml", compiled_pipeline()
 
