@@ -24,6 +24,7 @@ def summary(recipe: Recipe, out: str, *, wall_s: float) -> str:
             "",
             f"model   {storage.join(out, 'export')}",
             f"report  {storage.join(out, 'report.html')}",
+            *(f"warning: {one['field']}: {one['message']}" for one in run.get("warnings", [])),
             f"recipe {recipe.name} finished in {told_s(wall_s)}",
         ]
     )

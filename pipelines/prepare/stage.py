@@ -10,13 +10,18 @@ would need another one is an error.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
-from pipelines.prepare.count import Counter, family_facts, rules_for, rules_ref
+import numpy as np
+
+from pipelines.prepare.count import Counter, family_facts, natural, rules_for, rules_ref
 from pipelines.prepare.ingest import source_uri
 from pipelines.prepare.pairs import check_used_once
 from trainer import cache, storage
 from trainer.data import kept
+from trainer.data.drops import much_left_out
+from trainer.data.layout import REASONS, Rules
 from trainer.data.mixture import SourceCounts, drops_of
 from trainer.data.plan import Order, Plan, make_plan
 from trainer.data.shards import Source
@@ -29,6 +34,8 @@ from trainer.recipe import SAMPLED, Recipe, Stage
 from trainer.resolve import digest
 
 Json = dict[str, Any]
+SIZES_OF = 64
+"""Samples that do not fit whose own size is looked at for a warning: 64 tell a median, and take a moment."""
 
 
 def prepare_stage(recipe: Recipe, stage: str, out: str) -> Plan:
@@ -133,6 +140,7 @@ def _make(recipe: Recipe, stage: str, split: str, counter: Counter, target: str)
     if stored is not None:
         _refuse_unbalanced(stored, config, stage, split)
         print(f"plan: {stage} {split} is already there ({stored.num_steps} steps)", flush=True)
+        _warn(stored.header)
         return stored
     _refuse_if_begun(out, stage, split)
     counts = [
@@ -164,7 +172,11 @@ def _make(recipe: Recipe, stage: str, split: str, counter: Counter, target: str)
     if split == "train":
         check_used_once(plan, out, where=f"stages.{stage}")
     plan.write(target)
-    _print(plan, stage, split, counts)
+    _print(plan, stage, split)
+    known = {source.name: source for source in counts}
+    _warn(
+        _with_all(plan, counts), lambda name: _sizes(known[name], rules_for(rules_ref(recipe, stage, name, out)), out)
+    )
     return plan
 
 
@@ -279,7 +291,7 @@ def _refuse_if_begun(out: str, stage: str, split: str) -> None:
         )
 
 
-def _print(plan: Plan, stage: str, split: str, counts: list[SourceCounts]) -> None:
+def _print(plan: Plan, stage: str, split: str) -> None:
     """Fill, and what each source gives and loses."""
     facts = plan.statistics
     print(
@@ -296,3 +308,39 @@ def _print(plan: Plan, stage: str, split: str, counts: list[SourceCounts]) -> No
         drops = ", ".join(f"{count} {reason}" for reason, count in row["drops"].items()) or "-"
         counted = "".join(f"{row[name]:>11}" for name in numbers)
         print(f"  {row['name']:<14}{row['weight']:>8g}{counted}  {drops}", flush=True)
+
+
+def _warn(header: Json, sizes: Callable[[str], str] = lambda source: "") -> None:
+    """Of sources that lose much; `sizes` tells how large what does not fit of a source is."""
+    for field, told in much_left_out(header):
+        print(f"plan: warning: {field}: {told}{sizes(field.rpartition('.')[2])}", flush=True)
+
+
+def _with_all(plan: Plan, counts: list[SourceCounts]) -> Json:
+    """plan.json with the held-out sources of which nothing fits, which are no part of it."""
+    named = {row["name"] for row in plan.sources}
+    rows = [
+        {"name": source.name, "split": source.split, "num_samples": len(source.row), "drops": drops_of(source)}
+        for source in counts
+        if source.name not in named
+    ]
+    return {**plan.header, "sources": [*plan.sources, *rows]}
+
+
+def _sizes(counts: SourceCounts, rules: Rules, out: str) -> str:
+    """Tokens and patches of samples that do not fit, as they are, from some of them, evenly spaced."""
+    rows = np.flatnonzero((counts.drop == REASONS.index("over_long")).any(axis=1))
+    if not rows.size:
+        return ""
+    some = rows[:: -(-rows.size // SIZES_OF)]
+    source = Source.open(storage.join(out, counts.uri), keep_indexes=1)
+    found = []
+    for shard, row in zip(counts.shard[some].tolist(), counts.row[some].tolist(), strict=True):
+        counted = natural(source.index(shard)["sample_json"][row].as_py(), counts.num_variants, rules)
+        found.append((max(counted["tokens"]), max(counted["patches"])))
+    tokens, patches = np.array(found).T
+    return (
+        f". As they are, half of those that do not fit have over {int(np.median(tokens)):,} tokens and "
+        f"{int(np.median(patches)):,} patches, the largest {tokens.max():,} and {patches.max():,} "
+        f"(of {len(found)} looked at)"
+    )

@@ -14,6 +14,7 @@ from pipelines import spent
 from pipelines.session import Session
 from trainer import handover, storage
 from trainer import manifest as manifests
+from trainer.data.drops import much_left_out
 from trainer.handover import StageResult
 from trainer.observe import tracking
 from trainer.observe.metrics import Row, history
@@ -149,7 +150,13 @@ def run_json(facts: Facts) -> dict[str, Any]:
         "export": _export(facts),
         "evaluation": facts.evaluation.get("evaluation", {}),
         "media_matter": facts.evaluation.get("media_matter", {}),
+        "warnings": [{"field": field, "message": message} for field, message in warnings(facts)],
     }
+
+
+def warnings(facts: Facts) -> list[tuple[str, str]]:
+    """(field of the recipe, message) of what went well and lost something: sources that lose much to packing."""
+    return [told for stage in facts.stages if stage.plan for told in much_left_out(stage.plan)]
 
 
 def _export(facts: Facts) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipelines.report import charts
 from pipelines.report.charts import Box, bar_chart, escape, interval_chart, line_chart, lineage_chart
-from pipelines.report.facts import Facts, StageFacts, stage_json
+from pipelines.report.facts import Facts, StageFacts, stage_json, warnings
 from trainer.handover import result_digest
 from trainer.recipe import STAGES
 
@@ -329,7 +329,8 @@ def _packing(facts: Facts) -> str:
         "patch fill",
         "dropped",
     )
-    return _table(head, rows, numbers=2) if rows else ""
+    told = "".join(f"<p class='warning'>{escape(field)}: {escape(text)}</p>" for field, text in warnings(facts))
+    return told + _table(head, rows, numbers=2) if rows else ""
 
 
 def _funnel(facts: Facts) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -167,6 +168,35 @@ def test_a_held_out_split_in_which_nothing_fits_is_told_and_no_error(out: str, c
     )
     assert f"dropped: {held.num_samples} over_long" in told and "raise packing.length" in told
     assert not storage.exists(storage.join(out, "stage1", "plan", "held_out", "plan.json")), "nor one of before"
+
+
+def test_a_packing_that_drops_much_of_a_source_is_a_warning_also_of_a_plan_that_is_there(
+    out: str, capsys: pytest.CaptureFixture[str]
+):
+    whole = small_recipe("stages.stage1.schedule.steps=20")
+    first = prepare_stage(whole, "stage1", out)
+    tokens = sorted(place.tokens for number in range(first.num_packs) for place in first.pack(number).places)
+    half = tokens[len(tokens) // 2] - 1
+    assert "warning" not in capsys.readouterr().out, "negative control"
+    recipe = small_recipe(
+        "stages.stage1.schedule.steps=20",
+        f"stages.stage1.packing.length={half}",
+        "stages.stage1.packing.over_long=drop",
+    )
+    plan = prepare_stage(recipe, "stage1", out)
+    [row] = plan.sources
+    lost, total = row["drops"]["over_long"], row["num_samples"]
+    assert total > lost > total / 10
+    told = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
+    want = f"stages.stage1.data.captions: {lost:,} of {total:,} samples ({lost / total:.0%}) are left out"
+    assert want in told[0] and "stages.stage1.packing.length" in told[0] and "over_long: shrink" in told[0]
+    sizes = re.search(
+        r"half of those that do not fit have over ([\d,]+) tokens and [\d,]+ patches, the largest", told[0]
+    )
+    assert sizes and int(sizes[1].replace(",", "")) > half
+    assert "held-out samples" in told[1]
+    prepare_stage(recipe, "stage1", out)
+    assert want in capsys.readouterr().out
 
 
 def test_samples_to_leave_out_are_there_and_the_plan_stays(out: str, capsys: pytest.CaptureFixture[str]):

@@ -20,7 +20,7 @@ STAGE_KEYS = {
     "padding_tokens", "fill", "loss_first", "loss_last", "frozen_unchanged", "trained_changed", "checkpoint",
     "plan_digest", "resumed_from", "mlflow_run_id",
 }  # fmt: skip
-RUN_KEYS = {"recipe", "digest", "wall_s", "stages", "export", "evaluation", "media_matter"}
+RUN_KEYS = {"recipe", "digest", "wall_s", "stages", "export", "evaluation", "media_matter", "warnings"}
 
 
 def a_row(group: str, state: str, *, same: bool) -> FreezeRow:
@@ -194,6 +194,19 @@ def test_a_run_that_has_only_begun_has_a_report(tmp_path):
     storage.write_json(storage.join(out, "recipe.json"), resolved(load_recipe("tiny")))
     facts = write_report(out)
     assert run_json(facts)["stages"] == [] and run_json(facts)["export"] is None
+
+
+def test_a_source_that_loses_much_to_packing_is_told_in_the_page_and_in_run_json(tmp_path):
+    out = a_run(str(tmp_path))
+    assert run_json(read_facts(out))["warnings"] == []
+    row = {"name": "captions", "split": "train", "num_samples": 100, "drops": {"over_long": 40}}
+    plan = {"facts": {"stage": "stage1"}, "length": 512, "patch_budget": 1024, "sources": [row], "statistics": {}}
+    storage.write_json(storage.join(out, "stage1", "plan", "plan.json"), plan)
+    write_report(out)
+    [told] = storage.read_json(storage.join(out, "run.json"))["warnings"]
+    assert told["field"] == "stages.stage1.data.captions" and told["message"].startswith("40 of 100 samples (40%)")
+    text = storage.read_bytes(storage.join(out, "report.html")).decode()
+    assert "<p class='warning'>stages.stage1.data.captions: 40 of 100 samples" in text and faults_of(text) == []
 
 
 def test_an_answer_cannot_write_into_the_page(tmp_path):

@@ -1,0 +1,60 @@
+"""What a plan leaves out of a source, and from which share on that is a warning: told when a stage is planned, and in
+the report.
+
+    much_left_out(plan.header)     (field of the recipe, message) of every source that loses much
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from trainer.data.layout import REASONS
+
+MUCH = 0.1
+"""Share of a source's samples from which on what is left out is a warning. Ours: `tiny` loses at most 3 % of a source
+(agents in stage2), and a tenth less of a source is a mixture that nobody asked for."""
+
+
+def much_left_out(header: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(field, message) from plan.json; what curation has dropped was asked for and is no loss."""
+    stage = header["facts"].get("stage", "STAGE")
+    found = ((row, lost_of(row)) for row in header["sources"])
+    return [
+        (f"stages.{stage}.data.{row['name']}", message(row, lost, header))
+        for row, lost in found
+        if sum(lost.values()) > MUCH * row["num_samples"]
+    ]
+
+
+def lost_of(row: Mapping[str, Any]) -> dict[str, int]:
+    """Samples of a source (a row of plan.json) that cannot be used, by reason."""
+    return {reason: row["drops"][reason] for reason in REASONS if row["drops"].get(reason)}
+
+
+def message(row: Mapping[str, Any], lost: Mapping[str, int], header: Mapping[str, Any]) -> str:
+    """How many of how many, why, and what would change it."""
+    total, split = row["num_samples"], "held-out samples" if row["split"] == "held_out" else "samples"
+    count = sum(lost.values())
+    told = "; ".join(f"{n:,} {reason}: {_what_to_do(reason, row['name'], header)}" for reason, n in lost.items())
+    return f"{count:,} of {total:,} {split} ({count / total:.0%}) are left out, in one variant or in all: {told}"
+
+
+def _what_to_do(reason: str, source: str, header: Mapping[str, Any]) -> str:
+    stage = header["facts"].get("stage", "STAGE")
+    packing, pixels = f"stages.{stage}.packing", f"stages.{stage}.pixels"
+    policy = header["facts"].get("packing", {}).get("over_long", "shrink")
+    smaller = (
+        f"lower {pixels}.image_min or {pixels}.min_frames"
+        if policy == "shrink"
+        else f"let them shrink ({packing}.over_long: shrink)"
+    )
+    budgets = f"{header['length']:,} tokens and {header['patch_budget']:,} patches of a pack"
+    return {
+        "over_long": f"they do not fit the {budgets}; raise {packing}.length or .patch_budget, or {smaller}",
+        "no_target": "they hold no text that the loss is taken over; give them answers (chat) or text (document), or "
+        f"look at prepare.sources.{source}.rendering",
+        "aspect": "their pictures are too long for their width for this family; crop them",
+        "rendering": "the family cannot show what they hold (videos, a place of pictures or of the system); look at "
+        f"prepare.sources.{source}.rendering, or take them out",
+    }[reason]
