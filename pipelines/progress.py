@@ -7,7 +7,8 @@
 On a terminal a last line that counts up stands below; without one there are only the plain lines above.
 
 The remainder is estimated from shares: every step has an expected cost from the recipe (tokens trained, answers made,
-...), and the pace is what this run has shown so far. Steps that were done before count as nothing.
+...), of which only what the output still lacks is counted (left.py); the pace is what this run has shown so far, and
+what stages took that an earlier one finished. Steps that were done before count as nothing.
 """
 
 from __future__ import annotations
@@ -15,20 +16,25 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TextIO
 
-from pipelines.session import DONE, MARK, Mark
+from pipelines.left import Left
+from pipelines.session import DONE, FAILED, MARK, STOPPED, Mark
 from trainer.recipe import Recipe
 
 KFP_INDENT = "    "
 KFP_ERROR = re.compile(r"\d\d:\d\d:\d\d\.\d{3} - ERROR - ")
 """How a line of kfp.local's log begins."""
 SHELL_NOISE = re.compile(r"^\[KFP Executor ")
+START_S = 8.0
+"""Of a stage, before its first step, also of one that goes on."""
 
 
-def expected_s(recipe: Recipe) -> dict[str, float]:
-    """Step -> seconds that it takes with the recipe `tiny` on two cores, scaled by what it has to do.
+def expected_s(recipe: Recipe, share: Mapping[str, float] = MappingProxyType({})) -> dict[str, float]:
+    """Step -> seconds that it takes with the recipe `tiny` on two cores, scaled by what it has to do: of a step's work
+    the `share` that is left, by default all of it.
 
     The constants were measured once (pipelines/README.md); only their proportions matter, the pace is measured anew.
     """
@@ -46,21 +52,29 @@ def expected_s(recipe: Recipe) -> dict[str, float]:
         tokens = (
             stage.schedule.tokens or (stage.schedule.steps or 60) * stage.schedule.packs_per_step * stage.packing.length
         )
-        found[name] = 8.0 + tokens * 3.5e-4 * (2.0 if name == "dpo" else 1.0)
+        found[name] = START_S + tokens * 3.5e-4 * (2.0 if name == "dpo" else 1.0)
         if (sampling := stage.sampling) is not None:
             found[f"prepare-{name}-requests"] = 1.0
             found[f"prepare-{name}-answers"] = (
                 3.0 + 0.0015 * sampling.requests * sampling.answers * sampling.max_new_tokens
             )
             found[f"prepare-{name}-select"] = 1.5
+    for name in found.keys() & share.keys():
+        start = START_S if name in recipe.stages.named() and share[name] else 0.0
+        found[name] = start + (found[name] - start) * share[name]
     return found
 
 
 class Progress:
     """Counts steps, prints their lines, estimates the remainder."""
 
-    def __init__(self, recipe: Recipe, out: TextIO, *, clock: Callable[[], float] = time.monotonic):
-        self.expected = expected_s(recipe)
+    def __init__(
+        self, recipe: Recipe, out: TextIO, *, left: Left | None = None, clock: Callable[[], float] = time.monotonic
+    ):
+        left, whole = left or Left(), expected_s(recipe)
+        self.expected = expected_s(recipe, left.share)
+        self.known_s = sum(left.took_s.values())
+        self.known_cost = sum(whole[step] for step in left.took_s)
         self.out, self.clock, self.began = out, clock, clock()
         self.ended: dict[str, str] = {}
         self.spent_s: dict[str, float] = {}
@@ -84,7 +98,7 @@ class Progress:
         self.ended[step], self.spent_s[step], self.current = mark.state, self.clock() - self.current_began, None
         if step not in self.expected:
             return
-        took = f" in {told_s(mark.seconds)}" if mark.state in (DONE, "failed") else ""
+        took = f" in {told_s(mark.seconds)}" if mark.state in (DONE, FAILED, STOPPED) else ""
         self.line(f"{place} {step}: {mark.state}{took}; {told_s(self.clock() - self.began)} so far{self._remainder()}")
 
     def say(self, text: str) -> None:
@@ -103,11 +117,11 @@ class Progress:
 
     def left_s(self) -> float | None:
         """Seconds that the rest will take; None as long as nothing has shown the pace."""
-        done = [step for step, state in self.ended.items() if state == DONE and step in self.expected]
-        cost = sum(self.expected[step] for step in done)
+        done = [step for step, state in self.ended.items() if state == DONE and self.expected.get(step)]
+        cost = self.known_cost + sum(self.expected[step] for step in done)
         if cost < 1:
             return None
-        pace = sum(self.spent_s[step] for step in done) / cost
+        pace = (self.known_s + sum(self.spent_s[step] for step in done)) / cost
         rest = sum(cost for step, cost in self.expected.items() if step not in self.ended) * pace
         if self.current in self.expected:
             rest -= min(self.clock() - self.current_began, self.expected[self.current] * pace)

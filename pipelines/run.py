@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -29,7 +30,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from pipelines import lock, processes, session, spent, tracking
+from pipelines import left, lock, processes, session, spent, tracking
 from pipelines.progress import Progress, Relay
 from pipelines.session import Failure, Session
 from pipelines.settle import asked_recipe, settle
@@ -37,7 +38,7 @@ from pipelines.summary import summary
 from pipelines.work import DEVICE, LOCAL
 from trainer import storage
 from trainer.command import StageCall, stage_command
-from trainer.errors import UNKNOWN, UsageError
+from trainer.errors import UNKNOWN, Preempted, UsageError
 from trainer.observe.gpu import Gpu
 from trainer.recipe import Recipe
 
@@ -66,6 +67,15 @@ class RunCall:
             "accept_changes": list(self.accept_changes),
         }
 
+    def command(self) -> str:
+        """As typed into a shell."""
+        words = ["qwenvl", "run", self.recipe, "--out", self.out]
+        words += [word for one in self.overrides for word in ("--set", one)]
+        words += ["--base-model", self.base_model] * bool(self.base_model)
+        words += [word for one in self.accept_changes for word in ("--accept-change", one)]
+        words += ["--device", self.device] * (self.device != "cpu")
+        return shlex.join(words)
+
 
 def run_here(call: RunCall) -> int:
     """Run every step; the exit code.
@@ -86,7 +96,7 @@ def run_here(call: RunCall) -> int:
     processes.become_subreaper()
     with _session_folder() as folder, lock.held(call.out, str(folder)):
         settle(call.recipe, call.overrides, base_model=call.base_model, accept=call.accept_changes, out=call.out)
-        top = _Top(Session(folder), Progress(recipe, sys.stdout))
+        top = _Top(Session(folder), Progress(recipe, sys.stdout, left=left.look(recipe, call.out)))
         try:
             record = spent.recorded(call.out, top.session.name)
             with top.signals(), record, _environment(call, folder), _warm_server(call, folder):
@@ -126,7 +136,7 @@ class _Top:
         self.stopped_by = signum
         name = signal.Signals(signum).name
         self.progress.line(f"{name}: stopping; a stage saves a checkpoint first (again: stop at once)")
-        self.session.fail(Failure(self.progress.current or "", 128 + signum, f"stopped by {name}"))
+        self.session.fail(Failure(self.progress.current or "", 128 + signum, f"by {name}"))
         if (pid := self.session.running()) is not None:
             processes.send([pid], signal.SIGTERM)
         timer = threading.Timer(
@@ -144,8 +154,11 @@ class _Top:
             failure = Failure("", UNKNOWN, "kfp.local did not run every step:\n" + "\n".join(self.relay.kept[-30:]))
         if failure is not None:
             where = f" in {failure.step}" if failure.step else ""
-            print(f"error{where}: {failure.message}", file=sys.stderr)
-            print("the same command goes on from what is finished", file=sys.stderr)
+            stopped = self.stopped_by is not None or failure.code == Preempted.code
+            told = f"stopped{where}: {failure.message}" if stopped else f"error{where}: {failure.message}"
+            print(told, file=sys.stderr)
+            kept = ", a stage from its last checkpoint" if stopped else ""
+            print(f"the same command goes on from what is finished{kept}: {call.command()}", file=sys.stderr)
             tracking.start(recipe, call.out, "KILLED" if self.stopped_by else "FAILED").wait(10)
             return failure.code
         print(summary(recipe, call.out, wall_s=self.progress.clock() - self.progress.began))

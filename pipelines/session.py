@@ -34,6 +34,7 @@ MARK = "\x1e"
 STOP_GRACE_S = 60.0  # a stopped stage saves a checkpoint first
 
 DONE, WAS_DONE, NOT_HERE = "done", "was done before", "not in this recipe"
+FAILED, STOPPED = "failed", "stopped"
 
 
 class Stopped(BaseException):
@@ -150,7 +151,8 @@ def _run(name: str, call: Callable[[], str | None]) -> None:
         failure = _failure(name, error)
         if session is not None:
             session.fail(failure)
-            _say(Mark("end", name, "failed", time.monotonic() - began))
+            state = STOPPED if failure.code == Preempted.code else FAILED
+            _say(Mark("end", name, state, time.monotonic() - began))
             session.leave()
         else:
             print(f"error in {name}: {failure.message}", file=sys.stderr, flush=True)

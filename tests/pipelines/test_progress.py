@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
 
+from pipelines.left import Left, look
 from pipelines.local import Lines, error_of
-from pipelines.progress import Progress, Relay, expected_s, told_s
+from pipelines.progress import START_S, Progress, Relay, expected_s, told_s
 from pipelines.session import DONE, WAS_DONE, Mark
+from trainer import storage
 from trainer.errors import FreezeError, QwenVLError, UsageError
 from trainer.resolve import load_recipe
 
@@ -51,6 +54,53 @@ def test_what_was_done_before_counts_as_done_and_does_not_change_the_pace() -> N
     progress.end(Mark("end", "init", WAS_DONE, 0.1))
     done = progress.expected["prepare-data"] + progress.expected["init"]
     assert progress.left_s() == pytest.approx((sum(progress.expected.values()) - done) * pace)
+
+
+def an_output(out: str) -> None:
+    """As a run leaves it that is stopped in the middle of stage2: stage1 took 300 s, stage2 has 90 of 150 steps."""
+    storage.write_json(storage.join(out, "data", "funnel.json"), {})
+    for name in ("stage1", "stage2"):
+        storage.write_json(storage.join(out, name, "plan", "plan.json"), {"num_steps": 150})
+    for name, wall_s in (("init", 40.0), ("stage1", 300.0)):
+        storage.write_json(storage.join(out, name, "result.json"), {"wall_s": wall_s, "metrics": {}})
+    storage.write_json(storage.join(out, "stage2", "checkpoints", "step-00000090", "manifest.json"), {})
+
+
+def test_a_second_run_of_an_output_expects_what_is_left_and_knows_the_pace_from_the_start(tmp_path: Path) -> None:
+    an_output(str(tmp_path))
+    recipe, whole = load_recipe("tiny"), expected_s(load_recipe("tiny"))
+    found = look(recipe, str(tmp_path))
+    assert found.took_s == {"stage1": 300.0}
+    done = ("prepare-data", "init", "stage1", "prepare-stage1", "prepare-stage2")
+    assert {step: share for step, share in found.share.items() if share == 0} == dict.fromkeys(done, 0.0)
+    assert found.share["stage2"] == pytest.approx(0.4)
+    rest = START_S + 0.4 * (whole["stage2"] - START_S)
+    rest += sum(cost for step, cost in whole.items() if step not in (*done, "stage2"))
+    clock = Clock()
+    progress = Progress(recipe, io.StringIO(), left=found, clock=clock)
+    pace = 300 / whole["stage1"]
+    assert progress.left_s() == pytest.approx(rest * pace), "before any step has ended"
+    for step, state, took in (("prepare-data", DONE, 1.0), ("init", WAS_DONE, 0.2), ("stage1", WAS_DONE, 0.2)):
+        progress.begin(step)
+        clock.now += took
+        progress.end(Mark("end", step, state, took))
+    assert progress.left_s() == pytest.approx(rest * pace), "a second for data that is there is no pace"
+    progress.begin("stage2")
+    clock.now += 60
+    progress.end(Mark("end", "stage2", DONE, 60))
+    cost = START_S + 0.4 * (whole["stage2"] - START_S)
+    pace = (300 + 60) / (whole["stage1"] + cost)
+    assert progress.left_s() == pytest.approx((rest - cost) * pace)
+
+
+def test_a_resumed_stage_tells_no_pace_and_a_damaged_output_nothing(tmp_path: Path) -> None:
+    an_output(str(tmp_path))
+    content = {"wall_s": 10.0, "metrics": {"resumed_from": 140}}
+    storage.write_json(storage.join(str(tmp_path), "stage1", "result.json"), content)
+    assert look(load_recipe("tiny"), str(tmp_path)).took_s == {}
+    (tmp_path / "stage1" / "result.json").write_text("{")
+    assert look(load_recipe("tiny"), str(tmp_path)) == Left()
+    assert look(load_recipe("tiny"), str(tmp_path / "nothing")).share["prepare-data"] == 1.0
 
 
 def test_only_steps_of_the_recipe_are_counted() -> None:
