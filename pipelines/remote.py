@@ -32,6 +32,7 @@ SILENCE_S = 1800.0
 """How long the API may not answer while a run is followed: an upgrade of Kubeflow Pipelines fits."""
 DEFAULT_NAMESPACE = "kubeflow"  # of the steps' pods, where there are no profiles
 IMPLEMENTATION = "system-container-impl"  # pods of kfp's drivers print nothing of ours
+FORWARD = "Inside a cluster: kubectl port-forward -n kubeflow svc/ml-pipeline 8888, then --host http://localhost:8888"
 RUN_LABEL = "pipeline/runid"
 NOT_STEPS = ("driver", "executor", "root", "whole-run", "exit-handler")
 """Words in the names of what kfp adds to a run."""
@@ -97,7 +98,7 @@ def told(place: Place) -> Iterator[None]:
         raise
     except Exception as error:
         status = getattr(error, "status", None)
-        got = f"{status} {_message(error)}" if status else f"{type(error).__name__}: {_message(error)}"
+        got = f"{status} {_message(error)}" if status else _why_no_answer(error)
         if status == 404:
             raise UsageError("Kubeflow Pipelines does not know it", where=place.host, got=got) from error
         if status == 400:
@@ -106,8 +107,27 @@ def told(place: Place) -> Iterator[None]:
             do = "give a token in KFP_TOKEN, and your profile's --namespace where Kubeflow has several users"
             raise ClusterError("Kubeflow Pipelines lets you not do it", where=place.host, got=got, do=do) from error
         if not status or status == 429 or status >= 500:
-            raise Unanswered("Kubeflow Pipelines did not answer", where=place.host, got=got) from error
+            do = (
+                None
+                if status
+                else f"is the address right (--host, KF_PIPELINES_ENDPOINT), and reached from here? {FORWARD}"
+            )
+            raise Unanswered("Kubeflow Pipelines did not answer", where=place.host, got=got, do=do) from error
         raise ClusterError("Kubeflow Pipelines did not do it", where=place.host, got=got) from error
+
+
+def _why_no_answer(error: BaseException) -> str:
+    """What the operating system said (connection refused, no such host), from under the layers of the HTTP client."""
+    chain: list[BaseException] = [error]
+    while (inner := getattr(chain[-1], "reason", None) or chain[-1].__cause__ or chain[-1].__context__) is not None:
+        if not isinstance(inner, BaseException) or inner in chain:
+            break
+        chain.append(inner)
+    for one in reversed(chain):
+        if isinstance(one, OSError) and one.strerror:
+            return one.strerror
+    last = chain[-1]
+    return f"{type(last).__name__}: {' '.join(str(last).split())[:300]}"
 
 
 def _message(error: Exception) -> str:
@@ -252,11 +272,15 @@ def logs(place: Place, run_id: str, *, step: str | None = None, tail: int = 200,
 @contextlib.contextmanager
 def _of_kubernetes() -> Iterator[None]:
     from kubernetes.client.exceptions import ApiException
+    from urllib3.exceptions import HTTPError
 
     try:
         yield
     except ApiException as error:
         raise ClusterError("the cluster refused a request", got=f"{error.status} {_message(error)}") from error
+    except HTTPError as error:
+        do = "is the cluster that KUBECONFIG names reached from here?"
+        raise ClusterError("the cluster did not answer", got=_why_no_answer(error), do=do) from error
 
 
 # ---------------------------------------------------------------- acting

@@ -1,8 +1,8 @@
 """Files that are made from code and committed: `python -m tests.generated --check | --write`.
 
 Resolved dumps of the shipped recipes (an accidental change of a default shows in review as one line), the recipe's JSON
-Schema, the compiled pipeline, the recipes inside the chart, the rendered manifests and the table of what the families'
-rules measured.
+Schema, the compiled pipeline, the recipes inside the chart, the rendered manifests, the reference of commands and the
+table of what the families' rules measured.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipelines.full_recipe import compile_to
+from tests import commands
 from tests.k8s.golden import manifests
 from tests.models.table import with_table
 from tests.prepare.way import systems
@@ -34,6 +35,7 @@ def wanted() -> Iterator[tuple[str, str]]:
     for name in shipped():
         yield f"tests/golden/recipes/{name}.json", as_json(resolved(load_recipe(name)))
     yield "trainer/recipe.schema.json", as_json(json_schema())
+    yield commands.REFERENCE, commands.reference()
     yield README, with_table((ROOT / README).read_text(encoding="utf-8"))
     yield systems.README, systems.with_systems((ROOT / systems.README).read_text(encoding="utf-8"))
     yield from manifests()

@@ -209,6 +209,38 @@ def apply_override(content: Json, override: str) -> None:
 # ---------------------------------------------------------------- problems
 
 
+EXPECTED = {
+    "greater_than": "a number greater than {gt:g}",
+    "greater_than_equal": "a number greater than or equal to {ge:g}",
+    "less_than": "a number less than {lt:g}",
+    "less_than_equal": "a number less than or equal to {le:g}",
+    "finite_number": "a finite number",
+    "literal_error": "{expected}",
+    "string_pattern_mismatch": "text that matches {pattern}",
+    "string_too_short": "text of at least {min_length} characters",
+    "string_too_long": "text of at most {max_length} characters",
+    "too_short": "at least {min_length} items",
+    "too_long": "at most {max_length} items",
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float", "int_parsing_size"), "a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
+    **dict.fromkeys(("dict_type", "mapping_type", "model_type", "model_attributes_type"), "a mapping"),
+    **dict.fromkeys(("list_type", "tuple_type"), "a list"),
+    "string_type": "text",
+    "none_required": "nothing (null)",
+}
+"""pydantic's kinds of errors in our words; others keep pydantic's."""
+
+
+def wording(detail: Mapping[str, Any]) -> str:
+    """One of pydantic's error details as `expected ..., got ...`."""
+    got = repr(detail["input"])
+    shown = got if len(got) <= 200 else f"{got[:197]}..."
+    template = EXPECTED.get(detail["type"])
+    told = detail["msg"] if template is None else f"expected {template.format(**detail.get('ctx', {}))}"
+    return f"{told}, got {shown}"
+
+
 def problems_of(error: ValidationError, root: type[BaseModel]) -> list[tuple[str, str]]:
     """(field path, message) of everything that pydantic found wrong with a file whose model is `root`."""
     return list(_problems(error, root))
@@ -230,7 +262,7 @@ def _problems(error: ValidationError, root: type[BaseModel]) -> Iterator[tuple[s
                 inner, colon, message = line.partition(": ")
                 yield (inner, message) if colon and " " not in inner else (path, line)
         else:
-            yield path, f"{detail['msg']}, got {detail['input']!r}"
+            yield path, wording(detail)
 
 
 def _siblings(location: list[str], root: type[BaseModel]) -> list[str]:

@@ -1,4 +1,4 @@
-"""qwenvl export OUT, qwenvl evaluate OUT: the steps after training, alone, on an output that is there already."""
+"""qwenvl export --out OUT, qwenvl evaluate --out OUT: the steps after training, alone, on an output that is there."""
 
 from __future__ import annotations
 
@@ -14,10 +14,30 @@ def parser(noun: str) -> argparse.ArgumentParser:
         "evaluate": "Held-out losses and task scores of an output, into OUT/evaluate.",
     }
     made = argparse.ArgumentParser(prog=f"qwenvl {noun}", description=about[noun])
-    made.add_argument("out", help="folder or s3:// address of a run's output")
-    made.add_argument("--device", default=os.environ.get("QWENVL_DEVICE", "cpu"), choices=("cpu", "cuda"))
-    made.add_argument("--threads", type=int, default=2)
+    made.add_argument("--out", dest="named", metavar="OUT", help="folder or s3:// address of a run's output")
+    made.add_argument("out", metavar="OUT", nargs="?", help="the same without --out")
+    made.add_argument(
+        "--device",
+        default=os.environ.get("QWENVL_DEVICE", "cpu"),
+        choices=("cpu", "cuda"),
+        help="where the model computes; default: QWENVL_DEVICE, else cpu",
+    )
+    made.add_argument("--threads", type=int, default=2, help="threads of the process (default 2)")
     return made
+
+
+def output(asked: argparse.Namespace) -> str:
+    """OUT, however it was given.
+
+    Raises:
+        UsageError: not at all, or twice.
+    """
+    given = [out for out in (asked.named, asked.out) if out is not None]
+    if len(given) != 1 or not given[0].strip():
+        from trainer.errors import UsageError
+
+        raise UsageError("which output?", where="--out", expected="--out OUT, once", got=" ".join(given) or "nothing")
+    return given[0].rstrip("/") or "/"
 
 
 def main(words: list[str]) -> int:
@@ -27,14 +47,15 @@ def main(words: list[str]) -> int:
     from trainer.command import ProgramCall, merged, program_command
     from trainer.errors import UsageError
 
-    recipe = storage.join(asked.out, NAME)
+    out = output(asked)
+    recipe = storage.join(out, NAME)
     if not storage.exists(recipe):
         raise UsageError("no run has written into this output", where=recipe, do="start one with qwenvl run")
     made = program_command(
         ProgramCall(
             program=words[0],
             recipe=recipe,
-            out=asked.out,
+            out=out,
             threads=asked.threads,
             device=asked.device,
             python=sys.executable,

@@ -17,7 +17,7 @@ def add_to(commands: Any) -> None:
     way = annotate.add_subparsers(dest="way", required=True)
     out = way.add_parser("export", help="steps.jsonl, and a page with screenshots on which words are written")
     out.add_argument("uri", metavar="SHARDS", help="one source's shards")
-    out.add_argument("--out", required=True, metavar="FOLDER")
+    out.add_argument("--out", required=True, metavar="FOLDER", help="where the page and steps.jsonl go")
     out.add_argument("--samples", type=int, default=TRAJECTORIES, help=f"trajectories (default {TRAJECTORIES})")
     out.add_argument("--first", type=int, default=0, help="number of the first one, from 0 (default 0)")
     back = way.add_parser("import", help="new shards with the words that people wrote")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.cli import annotate
+from pipelines.cli.changes import add_set
 from trainer.errors import DataError, UsageError
 
 SHOWN = 50
@@ -25,24 +26,35 @@ def parser() -> argparse.ArgumentParser:
     ingest.add_argument("--kind", help="caption, grounding, instruction, ...; default: what the format mostly is")
     ingest.add_argument("--rendering", choices=("document", "chat"), help="default: what the format mostly is")
     ingest.add_argument("--name", help="name of the source in the samples; default: the last part of --out")
-    ingest.add_argument("--split", choices=("train", "held_out"), default="train")
-    ingest.add_argument("--max-bad-fraction", type=float, default=0.0, help="share of rows that may be refused")
-    ingest.add_argument("--verify-media", choices=("decode", "header"), default="decode")
+    ingest.add_argument(
+        "--split", choices=("train", "held_out"), default="train", help="what the shards are for (default train)"
+    )
+    ingest.add_argument(
+        "--max-bad-fraction", type=float, default=0.0, help="share of rows that may be refused (default 0)"
+    )
+    ingest.add_argument(
+        "--verify-media",
+        choices=("decode", "header"),
+        default="decode",
+        help="decode every picture and video, or trust what their headers say (default decode)",
+    )
     ingest.add_argument("--replace", action="store_true", help="replace shards of another input in --out")
     ingest.add_argument("--confined", action="store_true", help="rows with media outside of the media folder are bad")
-    ingest.add_argument("--engine", choices=("native", "ray"), default="native")
+    ingest.add_argument(
+        "--engine", choices=("native", "ray"), default="native", help="this machine, or a Ray cluster (default native)"
+    )
     check = what.add_parser("check", help="read every byte: digests and each sample's own rules; exit code 64 if wrong")
     stats = what.add_parser("stats", help="counts, sizes and lengths")
-    stats.add_argument("--json", action="store_true")
+    stats.add_argument("--json", action="store_true", help="JSON instead of text")
     preview = what.add_parser("preview", help="a page that shows samples with what is drawn on them")
-    preview.add_argument("--html", required=True, metavar="FILE")
+    preview.add_argument("--html", required=True, metavar="FILE", help="the page to write")
     preview.add_argument("--samples", type=int, default=24, help="of each source, evenly spaced (default 24)")
     for one in (check, stats, preview):
         one.add_argument("uri", metavar="URI", help="shards, or an output or folder above some")
     prepare = what.add_parser("prepare", help="a recipe's data: corpus, every source, tokenizer; and the funnel")
     prepare.add_argument("recipe", help="shipped name, file or URI")
-    prepare.add_argument("--out", required=True, metavar="URI")
-    prepare.add_argument("--set", dest="overrides", action="append", default=[], metavar="A.B=VALUE")
+    prepare.add_argument("--out", required=True, metavar="URI", help="folder or s3:// address of a run's output")
+    add_set(prepare)
     annotate.add_to(what)
     return made
 
@@ -63,6 +75,7 @@ def _ingest(asked: argparse.Namespace) -> int:
     from pipelines.prepare.ingest import Place, annotation_files, write_source
     from trainer.errors import RecipeError
     from trainer.recipe import Prepare, Source
+    from trainer.resolve import problems_of
 
     out = asked.out.rstrip("/")
     refuse_other_content(out, asked.sources)
@@ -87,14 +100,22 @@ def _ingest(asked: argparse.Namespace) -> int:
             }
         )
     except ValidationError as error:
-        listed = [(".".join(map(str, one["loc"])), one["msg"]) for one in error.errors()]
-        raise RecipeError(listed, subject="the source") from None
+        raise RecipeError(as_options(problems_of(error, Prepare)), subject="the command") from None
     if problems := problems_of_sources({name: source}):
-        raise RecipeError(problems, subject="the source")
-    place = Place(name, asked.split, out, "--max-bad-fraction", out, replace=asked.replace)
+        raise RecipeError(as_options(problems), subject="the command")
+    place = Place(name, asked.split, out, "SOURCE", out, limit="--max-bad-fraction", replace=asked.replace)
     funnel = write_source(prepare, source, place, files, asked.media, [])
     print(funnel_table({name: {asked.split: funnel}}))
     return 0
+
+
+def as_options(problems: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Problems of a recipe's fields, by the options of `qwenvl data ingest` that give them."""
+    return [(_option(field.rpartition(".")[2]), told) for field, told in problems]
+
+
+def _option(field: str) -> str:
+    return {"path": "SOURCE", "[key]": "--name"}.get(field, f"--{field.replace('_', '-')}")
 
 
 def _known() -> tuple[str, ...]:

@@ -9,9 +9,11 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="qwenvl fetch", description=__doc__)
     what = made.add_subparsers(dest="what", required=True)
     model = what.add_parser("model", help="a model folder")
-    model.add_argument("ref", metavar="REPO@REV")
+    model.add_argument("ref", metavar="REPO@REV", help="repository and commit, as NAME/MODEL@COMMIT")
     data = what.add_parser("data", help="a data set described in pipelines/data_sources.yaml")
-    data.add_argument("ref", metavar="NAME[@REV]")
+    data.add_argument(
+        "ref", metavar="NAME[@REV]", help="a name of `qwenvl fetch list`; a commit instead of the one that it states"
+    )
     for one in (model, data):
         one.add_argument("--to", required=True, metavar="URI", help="folder or s3:// address")
         one.add_argument("--endpoint", default=None, help="another hub; default: HF_ENDPOINT")

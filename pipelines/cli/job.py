@@ -17,7 +17,19 @@ import argparse
 import sys
 from pathlib import Path
 
-VERBS = ("render", "create", "watch", "logs", "stop")
+from pipelines.cli.changes import add_changes
+
+VERBS = {
+    "render": "print what would be created, as YAML; nothing is created or written",
+    "create": "create it and leave it",
+    "watch": "create or adopt it, follow it, try again where that helps, until its result verifies",
+    "logs": "rank 0's log; every rank's last lines from storage when the pods are gone",
+    "stop": "remove what runs, or suspend it: the next watch resumes it",
+}
+STEP = (
+    "a stage (stage1, sft, ...), or prepare-data, init, prepare-STAGE, requests-STAGE, generate-STAGE, select-STAGE, "
+    "export, evaluate"
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -25,16 +37,17 @@ def parser() -> argparse.ArgumentParser:
         prog="qwenvl job", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     verbs = made.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for verb in VERBS:
-        one = verbs.add_parser(verb)
-        one.add_argument("step", metavar="STEP", nargs="?" if verb == "stop" else None)
+    for verb, told in VERBS.items():
+        one = verbs.add_parser(verb, help=told, description=told)
+        if verb == "stop":
+            one.add_argument("step", metavar="STEP", nargs="?", help=f"{STEP}; default: all of them")
+        else:
+            one.add_argument("step", metavar="STEP", help=STEP)
         one.add_argument("--cluster", required=True, help="shipped cluster, file or URI")
         one.add_argument("--out", required=True, help="s3:// address of everything that the run makes")
         if verb in ("render", "create", "watch"):
             one.add_argument("--recipe", help="shipped name, file or URI; default: the one that --out was settled with")
-            one.add_argument("--set", dest="overrides", action="append", default=[], metavar="A.B=VALUE")
-            one.add_argument("--base-model", default="", metavar="URI")
-            one.add_argument("--accept-change", dest="accept_changes", action="append", default=[], metavar="FIELD")
+            add_changes(one)
             one.add_argument("--run-id", help="who owns what is created; default: made from --out")
         if verb in ("render", "logs"):
             one.add_argument("--attempt", type=int, help="default: 1 for render, the newest for logs")
@@ -55,7 +68,7 @@ def main(words: list[str]) -> int:
 
 
 def render(asked: argparse.Namespace) -> int:
-    """The ConfigMap and the job, in the order in which kubectl may create them."""
+    """What one attempt creates, in the order in which kubectl may create it."""
     import yaml
 
     from k8s import tasks
@@ -75,7 +88,7 @@ def render(asked: argparse.Namespace) -> int:
     made, unknown = tasks.rendered(what, recipe, load_cluster(_inline(asked.cluster)), run, stage=stage)
     if unknown:
         print(f"note: {unknown}", file=sys.stderr)
-    print(yaml.safe_dump_all([made.config_map, made.job], sort_keys=True, width=120), end="")
+    print(yaml.safe_dump_all(made.objects(), sort_keys=True, width=120), end="")
     return 0
 
 
@@ -126,13 +139,15 @@ def show_logs(asked: argparse.Namespace) -> int:
     from k8s import cleanup, logs
     from k8s.client import connect
     from k8s.cluster import load_cluster
+    from k8s.kinds import kinds_of
     from trainer import storage
     from trainer.attempt import attempts
     from trainer.errors import UsageError
 
     stage_uri = storage.join(asked.out, asked.step)
-    api = connect(load_cluster(_inline(asked.cluster)).namespace)
-    found = cleanup.first_pod(api, out=asked.out, step=asked.step, attempt=asked.attempt)
+    cluster = load_cluster(_inline(asked.cluster))
+    api, kinds = connect(cluster.namespace), kinds_of(cluster)
+    found = cleanup.first_pod(api, out=asked.out, step=asked.step, attempt=asked.attempt, kinds=kinds)
     if found is not None:
         logs.Follower(api, *found, _say).follow()
         return 0
@@ -149,9 +164,11 @@ def stop(asked: argparse.Namespace) -> int:
     from k8s import cleanup
     from k8s.client import connect
     from k8s.cluster import load_cluster
+    from k8s.kinds import kinds_of
 
-    api = connect(load_cluster(_inline(asked.cluster)).namespace)
-    found = cleanup.stop(api, out=asked.out, step=asked.step, suspend=asked.suspend)
+    cluster = load_cluster(_inline(asked.cluster))
+    api, kinds = connect(cluster.namespace), kinds_of(cluster)
+    found = cleanup.stop(api, out=asked.out, step=asked.step, suspend=asked.suspend, kinds=kinds)
     _say(f"{'suspended' if asked.suspend else 'removed'}: {', '.join(found) if found else 'nothing was under way'}")
     return 0
 

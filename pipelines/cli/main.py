@@ -58,6 +58,7 @@ def edge(command, words: list[str]) -> int:
         sys.stderr.close()
         return 0
     except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
         return 130
 
 

@@ -7,6 +7,7 @@ import json
 import sys
 from typing import Any
 
+from pipelines.cli.changes import add_set
 from trainer.recipe import Recipe
 
 
@@ -21,11 +22,11 @@ def parser() -> argparse.ArgumentParser:
     diff = what.add_parser("diff", help=told, description=told)
     for one in (show, check):
         one.add_argument("recipe", help="shipped name, file, URI, or an OUT/recipe.json")
-        one.add_argument("--set", dest="overrides", action="append", default=[], metavar="A.B=VALUE")
+        add_set(one)
     show.add_argument("--json", action="store_true", help="JSON instead of YAML")
-    check.add_argument("--cluster", help="also check against a cluster file")
-    diff.add_argument("one")
-    diff.add_argument("other")
+    check.add_argument("--cluster", help="also check against a cluster file, and that the file is no example any more")
+    diff.add_argument("one", help="shipped name, file, URI, or an OUT/recipe.json")
+    diff.add_argument("other", help="likewise: what the first one is compared with")
     return made
 
 
@@ -64,7 +65,6 @@ def _show(asked: argparse.Namespace) -> int:
 
 def _check(asked: argparse.Namespace) -> int:
     from pipelines.settle import asked_recipe
-    from trainer.errors import RecipeError
     from trainer.models.cautions import cautions
     from trainer.resolve import resolved
 
@@ -72,13 +72,27 @@ def _check(asked: argparse.Namespace) -> int:
     for field, caution in cautions(recipe):
         print(f"warning: {field}: {caution}", file=sys.stderr)
     if asked.cluster:
-        from k8s.cluster import check, load_cluster
-
-        problems = check(recipe, load_cluster(asked.cluster))
-        if problems:
-            raise RecipeError([(f"on cluster {asked.cluster}", problem) for problem in problems])
+        _check_cluster(recipe, asked.cluster)
     print(f"{recipe.name}: valid; stages {', '.join(recipe.stages.named())}; sha256 {resolved(recipe)['sha256'][:12]}")
     return 0
+
+
+def _check_cluster(recipe: Recipe, ref: str) -> None:
+    """The recipe fits, and the file is somebody's own: what is left of the example is an error, and only a warning of
+    an example that is asked for by its name."""
+    from k8s.cluster import check, load_cluster, shipped
+    from pipelines.placeholders import reserved, unfilled
+    from trainer.errors import RecipeError
+
+    cluster = load_cluster(ref)
+    problems = [(f"on cluster {cluster.name}", problem) for problem in check(recipe, cluster)]
+    if problems:
+        raise RecipeError(problems)
+    left, warnings = unfilled(cluster), reserved(cluster)
+    if left and ref not in shipped():
+        raise RecipeError(left, where=ref if "\n" not in ref else "inline YAML", subject="the cluster file")
+    for field, told in [*left, *warnings]:
+        print(f"warning: cluster {cluster.name}: {field}: {told}", file=sys.stderr)
 
 
 def _diff(asked: argparse.Namespace) -> int:

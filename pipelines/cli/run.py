@@ -6,6 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
+from pipelines.cli.changes import add_changes
 from trainer.errors import UsageError
 
 
@@ -13,20 +14,11 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="qwenvl run", description=__doc__)
     made.add_argument("recipe", help="name of a shipped recipe, a file or a URI")
     made.add_argument("--out", required=True, help="folder for everything that the run makes")
-    made.add_argument(
-        "--set", dest="overrides", action="append", default=[], metavar="A.B=VALUE", help="change a field"
-    )
-    made.add_argument("--base-model", default="", metavar="URI", help="a model instead of the recipe's own beginning")
-    made.add_argument(
-        "--accept-change",
-        dest="accept_changes",
-        action="append",
-        default=[],
-        metavar="FIELD",
-        help="a result field that may differ from what a begun stage was made with",
-    )
+    add_changes(made)
     made.add_argument("--cluster", default="local", help="local (qwenvl submit starts runs elsewhere)")
-    made.add_argument("--device", default=os.environ.get("QWENVL_DEVICE", "cpu"), help="cpu or cuda")
+    made.add_argument(
+        "--device", default=os.environ.get("QWENVL_DEVICE", "cpu"), help="cpu or cuda; default: QWENVL_DEVICE, else cpu"
+    )
     return made
 
 

@@ -23,12 +23,12 @@ def parser() -> argparse.ArgumentParser:
     for verb, text in helps.items():
         one = verbs.add_parser(verb, help=text, description=text)
         if verb == "list":
-            one.add_argument("--number", type=int, default=20)
+            one.add_argument("--number", type=int, default=20, help="how many (default 20)")
         else:
             one.add_argument("run", help="the run's id, as submit printed it")
         if verb == "logs":
             one.add_argument("--step", help="one step, e.g. stage1; default: all of them")
-            one.add_argument("--tail", type=int, default=200, help="lines per step")
+            one.add_argument("--tail", type=int, default=200, help="lines per step (default 200)")
         if verb == "retry":
             one.add_argument("--detach", action="store_true", help="do not follow it")
         add_place(one)

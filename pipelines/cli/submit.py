@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from pipelines.cli.changes import add_changes
 from pipelines.cli.kfp_place import add_place, place_of
 
 
@@ -16,9 +17,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("recipe", help="shipped name, file (sent inline) or URI")
     made.add_argument("--out", required=True, help="s3:// address of everything that the run makes")
     made.add_argument("--cluster", required=True, help="shipped cluster, file (sent inline) or URI")
-    made.add_argument("--set", dest="overrides", action="append", default=[], metavar="A.B=VALUE")
-    made.add_argument("--base-model", default="", metavar="URI")
-    made.add_argument("--accept-change", dest="accept_changes", action="append", default=[], metavar="FIELD")
+    add_changes(made)
     made.add_argument("--experiment", help="default: the recipe's name")
     made.add_argument("--run-name", help="default: recipe and time")
     made.add_argument("--service-account", help="of the steps' pods; default: what Kubeflow Pipelines gives them")

@@ -190,6 +190,8 @@ class Place:
     """What a person would change: a field of the recipe, an argument."""
     out: str
     """Folder that names count from, beside the media's."""
+    limit: str = "prepare.max_bad_fraction"
+    """What says how many rows may be refused, likewise."""
     replace: bool = True
     """Whether shards that were made from something else are replaced; if not, they are an error."""
 
@@ -227,7 +229,8 @@ def write_source(
     with made:
         facts = {"source": name, "kind": source.kind, "split": split, "media_root": root}
         _write(rows(), {**facts, "verify": prepare.verify_media}, made, funnel, engine[0])
-        check(funnel, prepare.max_bad_fraction, where=f"{place.field} ({split}: {', '.join(files[:3])})")
+        where = f"{place.field} ({split}: {', '.join(files[:3])})"
+        check(funnel, prepare.max_bad_fraction, where=where, limit=place.limit)
         made.finish(stored := funnel.as_json(), source=name, split=split)
     refused = f", {sum(funnel.bad.values())} refused" if funnel.bad else ""
     print(f"ingest: {name}/{split} {funnel.kept} samples{refused} ({time.monotonic() - started:.1f} s)", flush=True)
@@ -422,7 +425,7 @@ def _media_bytes(ref: MediaRef) -> int:
         return UNKNOWN_BYTES[ref.kind]
 
 
-def check(funnel: Funnel, max_bad_fraction: float, *, where: str) -> None:
+def check(funnel: Funnel, max_bad_fraction: float, *, where: str, limit: str) -> None:
     """Raises DataError when too many rows were refused, or none was kept."""
     refused = sum(funnel.bad.values())
     if funnel.read and funnel.faults <= max_bad_fraction * funnel.read and funnel.kept:
@@ -434,5 +437,5 @@ def check(funnel: Funnel, max_bad_fraction: float, *, where: str) -> None:
         where=where,
         expected=f"at most {max_bad_fraction:.2%} of the rows refused, and at least one kept",
         got=f"{funnel.faults} of {funnel.read} ({reasons})\n    {shown}" if refused else "no rows",
-        do="repair the rows, or raise prepare.max_bad_fraction to leave them out (counted in data/funnel.json)",
+        do=f"repair the rows, or raise {limit} to leave them out (what is left out is counted)",
     )

@@ -92,7 +92,7 @@ def xml_tree(path: str) -> ET.Element | Bad:
     except (ValueError, LookupError) as error:  # an encoding that the parser does not know: gbk, shift_jis
         return Bad(path, "XML in UTF-8, UTF-16 or an encoding of one byte a character", str(error), "bad-xml")
     except FileNotFoundError:
-        raise DataError("no such annotation file", where=path, do="check prepare.sources.NAME.path") from None
+        raise DataError("no such annotation file", where=path, do="check the path of the source") from None
 
 
 def screenshot_of(path: str, root: str) -> str:

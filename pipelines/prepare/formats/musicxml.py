@@ -34,7 +34,7 @@ def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
     try:
         data = storage.read_bytes(path)
     except FileNotFoundError:
-        raise DataError("no such annotation file", where=path, do="check prepare.sources.NAME.path") from None
+        raise DataError("no such annotation file", where=path, do="check the path of the source") from None
     found: list[tuple[Score, list[draw.Page]]] = []
 
     def whole(entry: dict, where: str) -> Draft:

@@ -74,7 +74,7 @@ def _pages(path: str) -> Iterator[Page | MediaError]:
     try:
         data = storage.read_bytes(path)
     except FileNotFoundError:
-        raise DataError("no such annotation file", where=path, do="check prepare.sources.NAME.path") from None
+        raise DataError("no such annotation file", where=path, do="check the path of the source") from None
     with pdf_pages.LOCK:
         document = pdf_pages.open_document(data, path)
         try:

@@ -116,7 +116,7 @@ def opened(path: str) -> Iterator[JsonStream]:
     try:
         file = open_file(path)
     except DataError:
-        raise DataError("no such annotation file", where=path, do="check prepare.sources.NAME.path") from None
+        raise DataError("no such annotation file", where=path, do="check the path of the source") from None
     with file:
         yield JsonStream(file, path)
 
@@ -131,7 +131,7 @@ def text_lines(path: str) -> Iterator[str]:
     try:
         opened = open_file(path)
     except DataError:
-        raise DataError("no such annotation file", where=path, do="check prepare.sources.NAME.path") from None
+        raise DataError("no such annotation file", where=path, do="check the path of the source") from None
     with opened as file:
         while data := file.readline():
             try:
@@ -217,7 +217,7 @@ def read_text(path: str) -> str:
     try:
         return storage.read_bytes(path).decode("utf-8-sig")
     except FileNotFoundError:
-        raise DataError("no such annotation file", where=path, do="check prepare.sources.NAME.path") from None
+        raise DataError("no such annotation file", where=path, do="check the path of the source") from None
     except UnicodeDecodeError as error:
         raise DataError("the annotation file is not UTF-8", where=path, got=f"byte {error.start}") from None
 
