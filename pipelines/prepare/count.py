@@ -38,6 +38,8 @@ VERSION = 1
 BLOCK_ROWS = 2048
 FIELDS = ("tokens", "patches", "targets", "visual", "drop")
 FIT_FIELDS = (*FIELDS, "image_max", "max_frames", "turns")
+COUNTED = {"tokens": np.int32, "patches": np.int32, "targets": np.int32, "drop": np.int8, "fit": np.int32}
+"""Held of every sample of a source."""
 Columns = dict[str, np.ndarray]
 """int32[N, V] by field; `drop` is an index into layout.REASONS, -1: used."""
 
@@ -133,7 +135,7 @@ class Counter:
         told = started
         parts: list[Columns] = []
         for shard in range(source.num_shards):
-            parts.append(self._shard(source, shard, ref, rules))
+            parts.append(_compact(self._shard(source, shard, ref, rules)))
             if self.tokenised > before and time.monotonic() - told > 5:
                 told = time.monotonic()
                 print(f"count: {self.stage} {name}/{split} shard {shard + 1} of {source.num_shards}", flush=True)
@@ -194,17 +196,27 @@ def _loose_digest(rules: Rules) -> str:
     return digest({**replace(rules, length=0, patch_budget=0, over_long="drop").facts(), "natural": VERSION})
 
 
+def _compact(counted: Columns) -> Columns:
+    """What is held of a shard until all are counted, 17 bytes a variant for 32. `fits`: those that occur, `fit`: which
+    of them."""
+    fit_rows = np.stack([counted[field] for field in ("image_max", "max_frames", "turns")], axis=-1)
+    fits, number = np.unique(fit_rows.reshape(-1, 3), axis=0, return_inverse=True)
+    fit = number.reshape(counted["drop"].shape).astype(np.int32)
+    counts = {field: counted[field] for field in ("tokens", "patches", "targets")}
+    return {**counts, "drop": counted["drop"].astype(np.int8), "fits": fits, "fit": fit}
+
+
 def _source_counts(source: Source, parts: list[Columns], rules: Rules, **facts) -> SourceCounts:
     num_rows = [part["tokens"].shape[0] for part in parts]
-    shape = (0, 1)
+    fits = sorted({tuple(row) for part in parts for row in part["fits"].tolist()}) or [(0, 0, 0)]
+    number = {row: at for at, row in enumerate(fits)}
+    for part in parts:
+        part["fit"] = np.array([number[tuple(row)] for row in part["fits"].tolist()], np.int32)[part["fit"]]
     columns = {
-        field: np.concatenate([part[field] for part in parts]) if parts else np.zeros(shape, np.int32)
-        for field in FIT_FIELDS
+        field: np.concatenate([part.pop(field) for part in parts]) if parts else np.zeros((0, 1), dtype)
+        for field, dtype in COUNTED.items()
     }
-    fit_rows = np.stack([columns[field] for field in ("image_max", "max_frames", "turns")], axis=-1)
-    fits, number = np.unique(fit_rows.reshape(-1, 3), axis=0, return_inverse=True)
     reasons = _curated(source, columns["drop"])
-    fit = np.where(columns["drop"] < 0, number.reshape(columns["drop"].shape), -1)
     return SourceCounts(
         digest=source.digest,
         rules_digest=rules.digest,
@@ -214,9 +226,9 @@ def _source_counts(source: Source, parts: list[Columns], rules: Rules, **facts) 
         tokens=columns["tokens"],
         patches=columns["patches"],
         targets=columns["targets"],
-        fit=fit.astype(np.int32),
-        drop=columns["drop"].astype(np.int8),
-        fits=[tuple(map(int, row)) for row in fits] or [(0, 0, 0)],
+        fit=np.where(columns["drop"] < 0, columns["fit"], -1).astype(np.int32),
+        drop=columns["drop"],
+        fits=fits,
         reasons=reasons,
         shard_bytes=[shard["size_bytes"] for shard in source.manifest["shards"]],
         row_bytes=_row_bytes(source),

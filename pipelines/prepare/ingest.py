@@ -33,6 +33,7 @@ from pipelines.prepare.formats import format_of, reader
 from pipelines.prepare.formats.auto import AUTO
 from pipelines.prepare.formats.peek import PICKLES
 from pipelines.prepare.formats.rows import Bad, Draft, MediaRef, Row
+from pipelines.prepare.ids import Ids
 from pipelines.prepare.resumable import ResumableShards
 from trainer import storage
 from trainer.data.sample import from_json
@@ -300,18 +301,16 @@ def common_folder(files: list[str]) -> str:
 
 def _rows(source: Source, name: str, files: list[tuple[str, str]], media: str | None) -> Iterator[Row]:
     """Rows of all files, given with their formats, in order; an id that was there before makes a row bad."""
-    seen: set[bytes] = set()  # digests: ids may be long
     common = common_folder([file for file, _ in files])
-    for file, format in files:
-        for row in reader(format, name)(file, media or folder_of(file), source):
-            row = confined(row, media or folder_of(file), file) if source.confined else row
-            if isinstance(row, Draft):
-                row = replace(row, id=_own_id(row, file, common)) if len(files) > 1 else row
-                identity = hashlib.blake2b(row.id.encode(errors="surrogatepass"), digest_size=16).digest()
-                if identity in seen:
-                    row = Bad(row.where, "an id of its own", f"{row.id!r} for the second time", "duplicate-id")
-                seen.add(identity)
-            yield row
+    with Ids() as ids:
+        for file, format in files:
+            for row in reader(format, name)(file, media or folder_of(file), source):
+                row = confined(row, media or folder_of(file), file) if source.confined else row
+                if isinstance(row, Draft):
+                    row = replace(row, id=_own_id(row, file, common)) if len(files) > 1 else row
+                    if not ids.add(row.id):
+                        row = Bad(row.where, "an id of its own", f"{row.id!r} for the second time", "duplicate-id")
+                yield row
 
 
 def _own_id(row: Draft, file: str, common: str) -> str:

@@ -1,5 +1,5 @@
 """A whole preparation (sources to shards, curation, tokenizer, counts, plan) of pictures with texts, at two sizes: what
-a sample costs, whether memory grows with their number, and the same on a local Ray.
+a sample costs, whether memory grows with their number, and the same on a local Ray, to the same bytes.
 
 Samples differ in text and id; the pictures, crops of the corpus' photographs, are used again and again, and every shard
 holds their bytes. The larger size has more bytes in its shards than LIMIT_MB, and a run that holds more memory than
@@ -9,6 +9,7 @@ proportion.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import shutil
@@ -54,11 +55,14 @@ def figures(quick: bool) -> dict[str, float]:
     folder = Path(tempfile.mkdtemp(prefix="prepare-"))
     try:
         _pictures(folder)
-        natives = {count: _taken(folder, count, "native") for count in (small, large)}
-        on_ray, _ = _taken(folder, small, "ray")
+        one, _, bytes_of = _taken(folder, small, "native")
+        on_ray, _, same = _taken(folder, small, "ray")
+        if bytes_of != same:
+            differ = sorted(name for name in bytes_of.keys() | same if bytes_of.get(name) != same.get(name))
+            raise RuntimeError(f"expected the same bytes on both engines, other ones in {', '.join(differ[:5])}")
+        whole, mb, _ = _taken(folder, large, "native")
     finally:
         shutil.rmtree(folder)
-    (one, _), (whole, mb) = natives[small], natives[large]
     if not quick and not whole.most_mb < LIMIT_MB < mb:
         raise RuntimeError(f"expected memory below {LIMIT_MB} MB below shards, got {whole.most_mb:.0f} and {mb:.0f} MB")
     print(f"cpu_hours_per_1m is extrapolated in proportion from {large:,} samples")
@@ -74,6 +78,7 @@ def figures(quick: bool) -> dict[str, float]:
         "pss_growth": whole.most_mb / one.most_mb - 1,
         "ray_samples_per_s": small / on_ray.wall_s,
         "ray_over_native": one.wall_s / on_ray.wall_s,
+        "same_files": float(len(same)),
     }
 
 
@@ -111,8 +116,8 @@ def _rows(folder: Path, count: int) -> Path:
 # ---------------------------------------------------------------- one preparation
 
 
-def _taken(folder: Path, count: int, engine: str) -> tuple[Taken, float]:
-    """(what the preparation took, MB of its shards)."""
+def _taken(folder: Path, count: int, engine: str) -> tuple[Taken, float, dict[str, str]]:
+    """(what the preparation took, MB of its shards, sha256 of every file of shards, columns, tokenizer and plan)."""
     out = folder / f"{engine}-{count}"
     overrides = _overrides(_rows(folder, count), engine)
     taken = taken_by([sys.executable, "-c", PROGRAM, json.dumps(overrides), str(out)])
@@ -120,8 +125,19 @@ def _taken(folder: Path, count: int, engine: str) -> tuple[Taken, float]:
     if source.num_samples != count:
         raise RuntimeError(f"expected {count} samples in the shards, got {source.num_samples}")
     size = sum(shard["size_bytes"] for shard in source.manifest["shards"])
+    found = {str(path.relative_to(out)): _sha256(path) for path in sorted(out.rglob("*")) if path.is_file()}
     shutil.rmtree(out)
-    return taken, size / 1e6
+    print(
+        f"{count:,} samples, {engine}: {taken.wall_s:.0f} s, {taken.cpu_s:.0f} s of processors, "
+        f"{taken.most_mb:.0f} MB held, {size / 1e6:.0f} MB of shards",
+        flush=True,
+    )
+    return taken, size / 1e6, found
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _overrides(rows: Path, engine: str) -> list[str]:

@@ -41,6 +41,24 @@ class Verdict:
     threshold: str
 
 
+def signals_asked(clean: Clean) -> list[str]:
+    """The columns of signals.py that clean_verdicts reads."""
+    found = ["language", "characters"] if clean.languages is not None else []
+    for field, _, suffix in _asked(clean):
+        found += [f"{SIGNAL_OF[field]}{suffix}", *(["images"] if field in NEEDS_IMAGE else [])]
+    return list(dict.fromkeys(found))
+
+
+def _asked(clean: Clean) -> Iterator[tuple[str, float, str]]:
+    """(field, threshold, what its column's name ends with) of each filter that the recipe states, in its order."""
+    for field in type(clean).model_fields:
+        threshold = getattr(clean, field)
+        if threshold is None or field in NOT_FILTERS:
+            continue
+        cases = threshold.items() if isinstance(threshold, dict) else [(None, threshold)]
+        yield from ((field, limit, "" if size is None else f"_{size}") for size, limit in cases)
+
+
 def clean_verdicts(clean: Clean, columns: Columns) -> Iterator[Verdict]:
     """In the order of the recipe's fields. NaN: the filter does not apply to the sample, which stays."""
     if clean.languages is not None:
@@ -48,17 +66,11 @@ def clean_verdicts(clean: Clean, columns: Columns) -> Iterator[Verdict]:
         wanted = ", ".join(clean.languages)
         has_text = columns["characters"] > 0
         yield Verdict("clean.languages", has_text & ~np.isin(values, clean.languages), values, f"one of {wanted}")
-    for field in type(clean).model_fields:
-        threshold = getattr(clean, field)
-        if threshold is None or field in NOT_FILTERS:
-            continue
-        cases = threshold.items() if isinstance(threshold, dict) else [(None, threshold)]
-        for size, limit in cases:
-            suffix = "" if size is None else f"_{size}"
-            values = columns[f"{SIGNAL_OF[field]}{suffix}"].astype(np.float64)
-            if field in NEEDS_IMAGE:
-                values = np.where(columns["images"] > 0, values, np.nan)
-            yield _verdict(f"clean.{field}{suffix}", values, limit, at_least=field.startswith("min_"))
+    for field, limit, suffix in _asked(clean):
+        values = columns[f"{SIGNAL_OF[field]}{suffix}"].astype(np.float64)
+        if field in NEEDS_IMAGE:
+            values = np.where(columns["images"] > 0, values, np.nan)
+        yield _verdict(f"clean.{field}{suffix}", values, limit, at_least=field.startswith("min_"))
 
 
 def score_verdicts(score: Score, columns: Columns) -> Iterator[Verdict]:

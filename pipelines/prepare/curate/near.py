@@ -215,8 +215,10 @@ class Compared:
         return found
 
     def _exact(self) -> Groups:
-        digests = pa.concat_tables(self._columns("text", "digest"))["digest"].to_numpy(zero_copy_only=False)
-        _, group = np.unique(digests.astype(str), return_inverse=True)
+        """Digests are compared as their 32 bytes: as text they take ten times that while they are sorted."""
+        digests = pa.concat_tables(self._columns("text", "digest"))["digest"]
+        raw = [np.array([bytes.fromhex(one) for one in chunk.to_pylist()], "S32") for chunk in digests.chunks]
+        _, group = np.unique(np.concatenate([np.zeros(0, "S32"), *raw]), return_inverse=True)
         return Groups(group.reshape(-1))
 
     def _text_frame(self) -> Any:

@@ -20,7 +20,7 @@ import pyarrow as pa
 from pipelines.prepare.curate import instructions, near, scores
 from pipelines.prepare.curate.asking import judge_facts
 from pipelines.prepare.curate.columns import Work
-from pipelines.prepare.curate.filters import Verdict, clean_verdicts, score_verdicts
+from pipelines.prepare.curate.filters import Verdict, clean_verdicts, score_verdicts, signals_asked
 from pipelines.prepare.curate.signals import VERSION as SIGNALS_VERSION
 from pipelines.prepare.curate.signals import lists, signals_row
 from trainer import storage
@@ -129,7 +129,8 @@ def _key(run: Curation, name: str, asked: Curate, source: Source) -> str:
 
 
 def clean_columns(work: Work, source: Source, clean: Clean, name: str) -> dict[str, np.ndarray]:
-    """The signals of every sample of a source, in order of shard and row; with the images' documents where asked."""
+    """Those signals of every sample of a source that the thresholds are about, in order of shard and row; with the
+    images' documents where asked. All of them are stored, 50 numbers a sample, but not held."""
     known = lists(clean.blocked_words, clean.blocked_urls)
     key = digest(
         {
@@ -141,14 +142,15 @@ def clean_columns(work: Work, source: Source, clean: Clean, name: str) -> dict[s
     def row(text: str) -> tuple[str, list[bytes]]:
         return signals_row(text, words=clean.blocked_words, urls=clean.blocked_urls)
 
+    asked = [signal for signal in signals_asked(clean) if signal in SIGNALS_SCHEMA.names]
     tables = [
         work.column(
             source, shard, kind="clean", key=key, schema=SIGNALS_SCHEMA, told=name,
             rows=lambda texts, _shard, _rows: work.map(row, texts),
-        )
+        ).select(asked)
         for shard in range(source.num_shards)
     ]  # fmt: skip
-    table = pa.concat_tables(tables) if tables else SIGNALS_SCHEMA.empty_table()
+    table = pa.concat_tables(tables) if tables else SIGNALS_SCHEMA.empty_table().select(asked)
     found = {column: table[column].to_numpy(zero_copy_only=False) for column in table.column_names}
     if clean.max_documents_of_image is not None:
         found["documents_of_image"] = near.documents_of_image(work, source)

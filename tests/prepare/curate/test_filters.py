@@ -6,9 +6,10 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from pipelines.prepare.curate.filters import SIGNAL_OF
+from pipelines.prepare.curate.filters import SIGNAL_OF, clean_verdicts, signals_asked
 from pipelines.prepare.curate.signals import language_of, lists, signals
 from pipelines.prepare.curate.step import SIGNALS_SCHEMA, curate
 from tests.prepare.curate.builders import a_document, a_photo, a_recipe, prose, write_source
@@ -176,3 +177,21 @@ def test_planted_defects_are_found_and_nothing_else(tmp_path: Path):
     assert len(right) / dropped == 1.0, "precision"
     named = sum(reasons[row].startswith(f"clean.{planted[f'd{row}']}") for row in right)
     assert named / len(right) > 0.95, "the filter that was meant is the one that is named"
+
+
+class Read(dict):
+    """Columns of one sample that say which of them were looked at."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+
+    def __missing__(self, name: str) -> np.ndarray:
+        self.names.add(name)
+        return np.array(["en"] if name == "language" else [1.0])
+
+
+@pytest.mark.parametrize("names", [(), ("languages",), ("min_image_side", "max_top_ngram"), tuple(CASES)])
+def test_only_the_columns_that_a_threshold_is_about_are_held(names: tuple[str, ...]):
+    clean, columns = Clean.model_validate({name: CASES[name][0] for name in names}), Read()
+    assert len(list(clean_verdicts(clean, columns))) >= len(set(names) - {"blocked_words", "blocked_urls"})
+    assert columns.names == set(signals_asked(clean)) and (len(names) > 2 or len(columns.names) <= 3)

@@ -1,0 +1,37 @@
+"""Ids are known again, and memory does not grow with their number."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from pipelines.prepare.ids import Ids
+
+PROGRAM = """
+import sys
+from pipelines.prepare.ids import Ids
+from tests.memory import resident_kb
+known = Ids() if sys.argv[1] == "table" else set()
+before = resident_kb()
+for number in range(300_000):
+    if sys.argv[1] == "table":
+        assert known.add(f"row-{number}")
+    else:
+        known.add(f"row-{number}".encode().ljust(16))
+print((resident_kb() - before) / 1024)
+"""
+
+
+def test_an_id_is_known_the_second_time_whatever_it_is_made_of():
+    with Ids() as ids:
+        for identity in ("a", "A", "", "a" * 10_000, "\ud800", "a\x00", "雪"):
+            assert ids.add(identity) and not ids.add(identity), repr(identity)
+
+
+def test_memory_does_not_grow_with_their_number():
+    """Negative control: a set of as many digests."""
+    table, held = (
+        float(subprocess.run([sys.executable, "-c", PROGRAM, kind], capture_output=True, text=True, check=True).stdout)
+        for kind in ("table", "set")
+    )
+    assert table < 22 < held, f"{table} and {held} MB"
