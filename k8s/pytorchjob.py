@@ -311,12 +311,20 @@ def comparable(job: Json) -> Json:
         "labels": kept,
         "spec": job["spec"],
     }
+    _forget_labels(made["spec"], own)
     for template in templates_in(made["spec"]):
-        for key in own:
-            template.get("metadata", {}).get("labels", {}).pop(key, None)
         for container in template["spec"]["containers"]:
             container["env"] = [entry for entry in container.get("env", []) if entry["name"] != PARENT_RUN]
     return made
+
+
+def _forget_labels(node: Any, keys: tuple[str, ...]) -> None:
+    """Of whatever a job makes: pods, and the JobSet between a TrainJob and its pods."""
+    for item in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        _forget_labels(item, keys)
+    if isinstance(node, dict) and isinstance(node.get("labels"), dict):
+        for key in keys:
+            node["labels"].pop(key, None)
 
 
 def templates_in(node: Any) -> list[Json]:

@@ -28,8 +28,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     asked = parser().parse_args(argv)
-    if asked.after < 1:
-        parser().error("--after is at least 1: a single look cannot tell a launcher from none")
+    if min(asked.after, asked.keep) < 1:
+        parser().error("--after and --keep are at least 1: a single look cannot tell a launcher from none")
     more = [kind for kind in (RAY_JOBS, TRAIN_JOBS) if kind.plural in asked.kinds]
     kinds = (*DEFAULT_KINDS, *more)
     try:

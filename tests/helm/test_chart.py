@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from k8s.client import VERBS
+from k8s.client import MORE_VERBS, VERBS
 from k8s.cluster import load_cluster
 from k8s.schemas.refresh import versions
 from k8s.schemas.validate import problems
@@ -79,15 +79,22 @@ def test_a_wrong_value_is_refused_with_its_path(setting: str, want: str) -> None
     assert want in output.replace(".", "/") or want in output
 
 
-def test_the_launchers_rights_are_those_that_its_client_uses() -> None:
-    role = one(rendered(), "Role")
+@pytest.mark.parametrize("kinds", [(), ("rayjobs",), ("trainjobs",), ("rayjobs", "trainjobs")])
+def test_the_launchers_rights_are_those_that_its_client_uses(kinds: tuple[str, ...]) -> None:
+    """By default, and with the kinds that a cluster file chooses beside; the reaper looks at those too."""
+    from k8s import reaper
+
+    objects = rendered("", *(word for kind in kinds for word in ("--set", f"rbac.kinds.{kind}=true")))
     granted = {
         f"{group}/{resource}": tuple(rule["verbs"])
-        for rule in role["rules"]
+        for rule in one(objects, "Role")["rules"]
         for group in rule["apiGroups"]
         for resource in rule["resources"]
     }
-    assert granted == VERBS
+    assert granted == VERBS | {key: verbs for kind in kinds for key, verbs in MORE_VERBS[kind].items()}
+    job = one(objects, "CronJob")["spec"]["jobTemplate"]["spec"]
+    asked = reaper.parser().parse_args(job["template"]["spec"]["containers"][0]["args"])
+    assert (tuple(asked.kinds), asked.keep) == (kinds, 144)
 
 
 def test_the_reaper_runs_as_the_launcher_under_the_restricted_level_and_its_words_are_understood() -> None:
