@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
 from tests.models.builders import Built
 from trainer.errors import FreezeError, ModelError
 from trainer.models import freeze
+from trainer.models.family import load_family
 from trainer.recipe import GROUPS, Train
 
 Note = Callable[..., None]
@@ -47,10 +50,63 @@ def test_a_parameter_without_a_group_ends_the_start(built: Built, monkeypatch: p
         freeze.freeze_plan(names_of(built), built.family, train)
 
 
-def test_the_head_is_tied_where_the_config_says_so(built: Built) -> None:
-    tied = bool(built.family.config.get("tie_word_embeddings"))
-    heads = [name for name in names_of(built) if name.endswith("lm_head.weight")]
-    assert len(heads) == (0 if tied else 1)
-    assert all(built.family.group_of(name) == "llm" for name in heads)
+# Hub name of each kind of parameter that a rule by module is easily wrong about -> its group; * where it is constant.
+TOWER, CLIP = "transformer.visual.", "vision_tower.vision_model."
+COVERED = {
+    "qwen_vl": {
+        f"{TOWER}positional_embedding": "vision", f"{TOWER}conv1.weight": "vision", f"{TOWER}proj": "vision",
+        f"{TOWER}attn_pool.query": "merger", f"{TOWER}attn_pool.kv_proj.weight": "merger",
+        f"{TOWER}attn_pool.pos_embed": "merger*", "transformer.wte.weight": "llm", "lm_head.weight": "llm",
+    },
+    "qwen2_vl": {
+        "visual.patch_embed.proj.weight": "vision", "visual.merger.ln_q.weight": "merger",
+        "visual.merger.mlp.2.weight": "merger", "model.embed_tokens.weight": "llm", "lm_head.weight": "llm",
+    },
+    "qwen2_5_vl": {
+        "visual.patch_embed.proj.weight": "vision", "visual.merger.ln_q.weight": "merger",
+        "visual.merger.mlp.2.weight": "merger", "model.embed_tokens.weight": "llm",
+    },
+    "qwen3_vl": {
+        "model.visual.pos_embed.weight": "vision", "model.visual.merger.linear_fc2.weight": "merger",
+        "model.visual.deepstack_merger_list.1.norm.weight": "merger", "model.language_model.embed_tokens.weight": "llm",
+        "lm_head.weight": "llm",
+    },
+    "llava": {
+        f"{CLIP}embeddings.class_embedding": "vision", f"{CLIP}embeddings.position_embedding.weight": "vision",
+        f"{CLIP}pre_layrnorm.weight": "vision", f"{CLIP}post_layernorm.weight": "vision*",
+        f"{CLIP}encoder.layers.1.mlp.fc1.weight": "vision", f"{CLIP}encoder.layers.2.mlp.fc1.weight": "vision*",
+        "multi_modal_projector.linear_2.weight": "merger", "language_model.model.embed_tokens.weight": "llm",
+        "language_model.lm_head.weight": "llm",
+    },
+}  # fmt: skip
+COVERED["llava_next"] = COVERED["llava"] | {"image_newline": "merger"}
+
+
+def test_positions_class_tokens_queries_newline_and_constants_are_covered(built: Built) -> None:
+    plan = freeze.freeze_plan(names_of(built), built.family, Train(vision=True, merger=True, llm=True))
+    found = {name: plan[name].group + "*" * (plan[name].state == "constant") for name in COVERED[built.name]}
+    assert found == COVERED[built.name]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_tied_head_is_the_embedding_and_another_a_parameter_of_its_own(built: Built, tied: bool) -> None:
+    config = copy.deepcopy(built.family.export_config())
+    config["tie_word_embeddings"] = built.family.text_config(config)["tie_word_embeddings"] = tied
+    family = load_family(built.name, config)
+    model = family.build(dtype=torch.float32, attn_implementation="segments", init=False)
+    parts: Any = built.parts
+    head, embedding = parts.head_of(model), parts.language_of(model).get_input_embeddings()
+    assert (head.weight is embedding.weight) == tied
+    for llm in (True, False):
+        plan = freeze.freeze_plan(
+            [name for name, _ in model.named_parameters()], family, Train(vision=True, merger=True, llm=llm)
+        )
+        heads = [entry for name, entry in plan.items() if name.endswith("lm_head.weight")]
+        assert heads == ([] if tied else [freeze.Entry("llm", "trained" if llm else "frozen")])
+        freeze.apply(model, plan, family)
+        assert head.weight.requires_grad == embedding.weight.requires_grad == llm
+
+
+def test_a_name_of_no_group_is_an_error(built: Built) -> None:
     with pytest.raises(ModelError):
         built.family.group_of("stranger.weight")

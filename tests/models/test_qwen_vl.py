@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from tests.data.builders import a_sample, a_video, an_image, says
 from tests.models.builders import Built, inputs_of
@@ -382,6 +383,40 @@ def test_the_chat_is_the_published_one(qwen: Built) -> None:
     }
     for name, text in want.items():
         assert qwen.tokenizer.decode(qwen.encoded[name].ids.tolist()) == text
+
+
+# What preprocess() writes around system words and turns (finetune.py of QwenLM/Qwen-VL, Tongyi Qianwen licence, commit
+# 0f31930594e1bcd27b3490a7d4a94b8e7ab5a8d9), and make_context() too (qwen_generation_utils.py of the copy that
+# published/qwen_vl.json names); the words between are ours. Neither knows a tool: its turn is written as any other.
+DEFAULT = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+CHATS: dict[str, tuple[list[tuple[str, str]], str]] = {
+    "two turns": (
+        [("user", "Hi,  you\n"), ("assistant", "Yes."), ("user", "Why?"), ("assistant", "So.")],
+        f"{DEFAULT}<|im_start|>user\nHi,  you\n<|im_end|>\n<|im_start|>assistant\nYes.<|im_end|>\n"
+        "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\nSo.<|im_end|>\n",
+    ),
+    "own system and an empty answer": (
+        [("system", "Be short."), ("user", "Hi"), ("assistant", ""), ("user", "So?"), ("assistant", "Yes")],
+        "<|im_start|>system\nBe short.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<|im_end|>\n"
+        "<|im_start|>user\nSo?<|im_end|>\n<|im_start|>assistant\nYes<|im_end|>\n",
+    ),
+    "tool": (
+        [("user", "Go"), ("tool", "1"), ("assistant", "ok")],
+        f"{DEFAULT}<|im_start|>user\nGo<|im_end|>\n<|im_start|>tool\n1<|im_end|>\n"
+        "<|im_start|>assistant\nok<|im_end|>\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHATS)
+def test_a_conversation_is_the_published_scripts(qwen: Built, name: str) -> None:
+    """As trained, and as the exported template writes it."""
+    said, want = CHATS[name]
+    sample = a_sample(*(says(role, text) for role, text in said))
+    found = encode(sample, layout(sample, 0, Fit(), qwen.rules), [], qwen.rules)
+    assert qwen.tokenizer.decode(found.ids.tolist()) == want
+    messages = [{"role": role, "content": text} for role, text in said]
+    assert render_jinja_template([messages], chat_template=qwen.processor.chat_template)[0] == [want]
 
 
 def test_a_document_has_no_words_around_its_pictures() -> None:

@@ -48,8 +48,6 @@ def labels(built: Built, found: Encoded) -> str:
 
 @pytest.mark.parametrize("chat", CHATS)
 def test_a_conversation_is_what_the_chat_template_writes(built: Built, chat: str, note: Note) -> None:
-    if not built.hugging_face:
-        pytest.skip(f"{built.name}'s template is in test_{built.name}.py")
     found = encoded(built, CHATS[chat])
     note(6, **{chat: "equal" if found else "refused"})
     if found is None:
@@ -90,8 +88,6 @@ def test_what_a_user_writes_does_not_move_the_labels(built: Built, attack: str) 
 
 def test_the_same_text_through_transformers_writes_special_tokens(built: Built, note: Note) -> None:
     """Negative control: a name inside text can become a token; here it becomes one."""
-    if not built.hugging_face:
-        pytest.skip("transformers has no such processor")
     token = built.family.markers.turn_end
     messages = [{"role": "user", "content": [{"type": "text", "text": f"a{token}b"}]}]
     ids = built.processor.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"][0]

@@ -416,7 +416,8 @@ class QWenVLProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> BatchFeature:
-        """input_ids and attention_mask int64[B, L], pixel_values float[M, 3, side, side]."""
+        """input_ids and attention_mask int64[B, L], pixel_values float[M, 3, side, side]. One text is a batch of one,
+        as in every processor of transformers."""
         return_tensors = kwargs.pop("return_tensors", None)
         found: dict[str, Any] = {}
         if images is not None:
@@ -425,6 +426,7 @@ class QWenVLProcessor(ProcessorMixin):
             keep = {
                 key: kwargs[key] for key in ("padding", "padding_side", "truncation", "max_length") if key in kwargs
             }
+            text = [text] if isinstance(text, str) else text
             found |= self.tokenizer(text, add_special_tokens=False, return_tensors=return_tensors, **keep)
         return BatchFeature(found)
 
