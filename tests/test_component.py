@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from trainer import storage
 from trainer.command import local_call, stage_command
-from trainer.component import DIE_WITH_PARENT, stage
-from trainer.errors import RecipeError
+from trainer.component import DIE_WITH_PARENT, refuse_unprepared, stage
+from trainer.errors import PlanError, RecipeError, UsageError
 from trainer.resolve import load_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -46,6 +47,26 @@ def test_a_mistake_is_one_message_and_its_code(words: str, want: str) -> None:
     done = torchx(f"run --dryrun -s local_cwd trainer/component.py:stage --out out/x {words}")
     assert done.returncode == RecipeError.code
     assert want in done.stderr and "Traceback" not in done.stderr
+
+
+def test_an_output_that_is_not_prepared_is_one_message_its_code_and_the_command(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = torchx(
+        f"run -s local_cwd trainer/component.py:stage --recipe tiny --stage sft --out {out} --overrides seed=7"
+    )
+    assert done.returncode == PlanError.code
+    assert done.stderr.count("error") == 1 and "Traceback" not in done.stderr
+    assert f"where: {out}/sft/plan/plan.json" in done.stderr
+    assert f"do: qwenvl run tiny --out {out} --set seed=7" in done.stderr
+    assert not out.exists()
+
+
+def test_a_stage_whose_parent_is_not_finished_names_it_and_the_command(tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    storage.write_json(storage.join(out, "stage2", "plan", "plan.json"), {})
+    recipe = load_recipe("tiny")
+    with pytest.raises(UsageError, match=rf"init is not finished\n(.*\n)*  do: qwenvl run tiny --out {out}"):
+        refuse_unprepared(recipe, local_call(recipe, "stage2", ref="tiny", out=out))
 
 
 def torchx(words: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:

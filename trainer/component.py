@@ -11,12 +11,15 @@ them when they are strings.
 """
 
 import os
+import shlex
 import sys
 
 from torchx import specs
 
-from trainer.command import Command, local_call, stage_command
-from trainer.errors import QwenVLError, UsageError
+from trainer import handover, storage
+from trainer.command import Command, StageCall, local_call, stage_command
+from trainer.errors import PlanError, QwenVLError, UsageError
+from trainer.recipe import Recipe
 from trainer.resolve import load_recipe
 
 DEVICES = ("cpu", "cuda")
@@ -50,8 +53,9 @@ def stage(
         if device not in DEVICES:
             raise UsageError("no such device", where=device, expected=" or ".join(DEVICES))
         more = {key: value for key, value in (("procs_per_node", procs), ("threads", threads)) if value}
+        read = load_recipe(recipe, overrides)
         call = local_call(
-            load_recipe(recipe, overrides),
+            read,
             stage,
             ref=_absolute(recipe),
             out=_absolute_out(out),
@@ -61,10 +65,35 @@ def stage(
             device=device,
             **more,
         )
+        if _starts_it():
+            refuse_unprepared(read, call)
     except QwenVLError as error:  # the edge of `torchx run`, which would bury the message in its own traceback
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.code)
     return app_of(stage, stage_command(call))
+
+
+def refuse_unprepared(recipe: Recipe, call: StageCall) -> None:
+    """What the ranks would find out one after the other.
+
+    Raises:
+        PlanError: the stage has no plan. UsageError: a stage before it is not finished. StageMismatch: one is stale.
+    """
+    words = [word for one in call.overrides for word in ("--set", one)]
+    told = shlex.join(["qwenvl", "run", call.recipe, "--out", call.out, *words])
+    plan = storage.join(call.out, call.stage, "plan", "plan.json")
+    if not storage.exists(plan):
+        do = f"{told}    (prepares the data, trains the stages before it, and this one)"
+        raise PlanError("the stage's data is not prepared", where=plan, expected="a plan", got="nothing there", do=do)
+    try:
+        handover.lineage(recipe, call.out, call.stage)
+    except UsageError as error:
+        raise UsageError(error.what, where=error.where, do=f"{told}    (goes on from what is finished)") from None
+
+
+def _starts_it() -> bool:
+    """Whether torchx asks in order to run it: --dryrun only shows the command."""
+    return os.path.basename(sys.argv[0]) == "torchx" and "--dryrun" not in sys.argv
 
 
 def app_of(name: str, command: Command) -> specs.AppDef:
