@@ -11,7 +11,10 @@ import contextlib
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
 
 from pydantic import ValidationError
 
@@ -23,6 +26,10 @@ from trainer.heartbeat import Termination
 AGAIN_S, MAX_AGAIN_S = 5.0, 60.0
 NUM_RANKS, NUM_LINES = 8, 15
 TAIL_BYTES = 16 * 1024
+NUM_CALLS = 16
+"""To storage at a time."""
+
+T = TypeVar("T")
 
 
 class Follower:
@@ -108,41 +115,78 @@ def attempt_uri(stage_uri: str, attempt: int) -> str:
 
 def stored_ends(stage_uri: str, attempt: int) -> dict[str, Termination]:
     """How each node of the attempt ended; what cannot be had or read is left out."""
-    found, uri = {}, attempt_uri(stage_uri, attempt)
     with contextlib.suppress(StorageError, FileNotFoundError):
-        for name in storage.list_dir(uri):
-            if name.startswith("end-") and name.endswith(".json"):
-                with contextlib.suppress(ValidationError, FileNotFoundError):
-                    end = Termination.model_validate_json(storage.read_bytes(storage.join(uri, name)))
-                    if end.attempt == attempt:
-                        found[name[len("end-") : -len(".json")]] = end
-    return found
+        return _ends(attempt_uri(stage_uri, attempt), attempt, storage.list_dir(attempt_uri(stage_uri, attempt)))
+    return {}
 
 
-def last_lines(stage_uri: str, attempt: int) -> dict[str, list[str]]:
-    """By rank, its last lines: of its whole log where that was stored, else of what its node wrote once a minute."""
+def _ends(uri: str, attempt: int, names: Iterable[str]) -> dict[str, Termination]:
+    def read(name: str) -> Termination | None:
+        with contextlib.suppress(ValidationError, FileNotFoundError, StorageError):
+            return Termination.model_validate_json(storage.read_bytes(storage.join(uri, name)))
+        return None
+
+    ends = [name for name in names if name.startswith("end-") and name.endswith(".json")]
+    read_ends = zip(ends, _together(partial(read, name) for name in ends), strict=True)
+    return {
+        name[len("end-") : -len(".json")]: end for name, end in read_ends if end is not None and end.attempt == attempt
+    }
+
+
+def _together(calls: Iterable[Callable[[], T]]) -> list[T]:
+    """Answers of storage in the order of the calls, NUM_CALLS at a time."""
+    with ThreadPoolExecutor(NUM_CALLS, thread_name_prefix="storage") as pool:
+        return list(pool.map(lambda call: call(), calls))
+
+
+def last_lines(stage_uri: str, attempt: int) -> tuple[dict[int, list[str]], int]:
+    """(rank -> its last lines, how many more ranks or nodes left some): of its whole log where that was stored, else of
+    what its node wrote once a minute.
+
+    At most NUM_RANKS, those that failed first: of 512 ranks on 64 nodes one list, 64 records and at most 3 x NUM_RANKS
+    other calls, NUM_CALLS at a time.
+    """
     uri = attempt_uri(stage_uri, attempt)
     names = storage.list_dir(uri)
-    found: dict[str, list[str]] = {}
-    for name in names:
-        if name.startswith("last-lines-"):
-            found |= _sections(storage.read_bytes(storage.join(uri, name)).decode(errors="replace"))
-    for name in names:
-        if match := re.fullmatch(r"rank(\d+)\.log", name):
-            at = storage.join(uri, name)
-            size = storage.size(at)
-            tail = storage.read_bytes(at, max(0, size - TAIL_BYTES), size) if size else b""
-            found[f"rank {int(match[1])}"] = tail.decode(errors="replace").splitlines()[-NUM_LINES:]
-    return dict(sorted(found.items(), key=lambda item: (len(item[0]), item[0])))
+    ends = _ends(uri, attempt, names)
+    failed = {rank for end in ends.values() for rank, code in end.codes.items() if code}
+    node_of = {rank: node for node, end in ends.items() for rank in end.codes}
+    logs = {int(match[1]): name for name in names if (match := re.fullmatch(r"rank(\d+)\.log", name))}
+    parts = {name[len("last-lines-") : -len(".txt")]: name for name in names if name.startswith("last-lines-")}
+
+    def order(rank: int) -> tuple[bool, int]:
+        return rank not in failed, rank
+
+    asked = sorted({*logs, *failed}, key=order)[:NUM_RANKS]
+    # Nodes of failed ranks without a whole log; then any, where nobody said how it ended.
+    nodes = dict.fromkeys(node_of[rank] for rank in asked if rank not in logs and node_of.get(rank) in parts)
+    if len(asked) < NUM_RANKS:
+        nodes |= dict.fromkeys(sorted(parts))
+    read = [partial(_sections, storage.join(uri, parts[node])) for node in list(nodes)[:NUM_RANKS]]
+    found: dict[int, list[str]] = {}
+    for sections in _together(read):
+        found |= sections
+    whole = [rank for rank in asked if rank in logs]
+    tails = _together(partial(_tail, storage.join(uri, logs[rank])) for rank in whole)
+    found |= dict(zip(whole, tails, strict=True))
+    shown = sorted(found, key=order)[:NUM_RANKS]
+    left = len({*found, *logs, *node_of} - set(shown)) or max(0, len(parts) - len(nodes))
+    return {rank: found[rank] for rank in shown}, left
 
 
-def _sections(text: str) -> dict[str, list[str]]:
+def _tail(uri: str) -> list[str]:
+    size = storage.size(uri)
+    tail = storage.read_bytes(uri, max(0, size - TAIL_BYTES), size) if size else b""
+    return tail.decode(errors="replace").splitlines()[-NUM_LINES:]
+
+
+def _sections(uri: str) -> dict[int, list[str]]:
     """Of last-lines-NODE.txt: `==> rank3.log`, then its lines."""
-    found: dict[str, list[str]] = {}
+    found: dict[int, list[str]] = {}
     current: list[str] = []
-    for line in text.splitlines():
+    for line in storage.read_bytes(uri).decode(errors="replace").splitlines():
         if match := re.fullmatch(r"==> rank(\d+)\.log", line):
-            current = found.setdefault(f"rank {int(match[1])}", [])
+            current = found.setdefault(int(match[1]), [])
         else:
             current.append(line)
     return {rank: lines[-NUM_LINES:] for rank, lines in found.items()}
@@ -152,17 +196,13 @@ def tell_last_lines(stage_uri: str, attempt: int, say: Callable[[str], None]) ->
     """Say them, and that they come from storage; failed ranks first when there are too many."""
     uri = attempt_uri(stage_uri, attempt)
     try:
-        found = last_lines(stage_uri, attempt)
+        found, left = last_lines(stage_uri, attempt)
     except (StorageError, FileNotFoundError) as error:
         say(f"(last lines of attempt {attempt} not to be had from {uri}: {error.args[0]})")
         return
-    failed = {
-        f"rank {rank}" for end in stored_ends(stage_uri, attempt).values() for rank, code in end.codes.items() if code
-    }
-    shown = sorted(found, key=lambda rank: (rank not in failed, len(rank), rank))[:NUM_RANKS]
-    for rank in shown:
-        say(f"==> last lines of {rank}, attempt {attempt}, from storage ({uri})")
-        for line in found[rank]:
+    for rank, lines in found.items():
+        say(f"==> last lines of rank {rank}, attempt {attempt}, from storage ({uri})")
+        for line in lines:
             say(f"    {line}")
-    if len(found) > len(shown):
-        say(f"({len(found) - len(shown)} more ranks in {uri})")
+    if left:
+        say(f"({left} more ranks in {uri})")

@@ -38,10 +38,10 @@ def a_stage(tmp_path: Path) -> str:
 
 
 def test_last_lines_are_of_the_whole_log_where_there_is_one(tmp_path: Path) -> None:
-    found = logs.last_lines(a_stage(tmp_path), 1)
-    assert list(found) == ["rank 0", "rank 1", "rank 2", "rank 3"]
-    assert found["rank 0"] == ["zero a", "zero b"] and found["rank 1"] == ["one a"]
-    assert found["rank 2"] == [f"two {n}" for n in range(5000 - logs.NUM_LINES, 5000)]
+    found, left = logs.last_lines(a_stage(tmp_path), 1)
+    assert list(found) == [2, 0, 1, 3] and left == 0, "the rank that failed comes first"
+    assert found[0] == ["zero a", "zero b"] and found[1] == ["one a"]
+    assert found[2] == [f"two {n}" for n in range(5000 - logs.NUM_LINES, 5000)]
 
 
 def test_a_tail_is_read_and_not_the_whole_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,6 +74,34 @@ def test_of_many_ranks_some_are_said_and_the_others_counted(tmp_path: Path) -> N
     logs.tell_last_lines(str(tmp_path), 1, said.append)
     assert sum(line.startswith("==>") for line in said) == logs.NUM_RANKS
     assert said[-1].startswith(f"({20 - logs.NUM_RANKS} more ranks in ")
+
+
+@pytest.mark.parametrize("stored", ["logs", "last lines", "both"])
+def test_of_512_ranks_few_are_read_and_those_that_failed_are_among_them(
+    stored: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = an_attempt(tmp_path)
+    for node in range(64):
+        ranks = range(node * 8, node * 8 + 8)
+        codes = {rank: 65 if rank == 333 else 144 if node == 41 else 0 for rank in ranks}
+        (folder / f"end-w-{node}.json").write_text(a_record(0, codes=codes).model_dump_json())
+        if stored != "logs":
+            lines = "".join(f"==> rank{rank}.log\nminute of {rank}\n" for rank in ranks)
+            (folder / f"last-lines-w-{node}.txt").write_text(lines)
+        if stored != "last lines":
+            for rank in ranks:
+                (folder / f"rank{rank}.log").write_text(f"whole of {rank}\n")
+    calls: list[str] = []
+    for name in ("list_dir", "read_bytes", "size"):
+        call = getattr(storage, name)
+        monkeypatch.setattr(storage, name, lambda *a, call=call, name=name: calls.append(name) or call(*a))
+    said: list[str] = []
+    logs.tell_last_lines(str(tmp_path), 1, said.append)
+    assert calls.count("list_dir") == 1 and len(calls) <= 1 + 64 + 3 * logs.NUM_RANKS
+    word = "minute" if stored == "last lines" else "whole"
+    assert f"    {word} of 333" in said and said[-1].startswith("(504 more ranks in ")
+    heads = [line for line in said if line.startswith("==>")]
+    assert len(heads) == logs.NUM_RANKS and all("rank 32" in head or "rank 33" in head for head in heads)
 
 
 def test_storage_that_does_not_answer_is_said_and_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
