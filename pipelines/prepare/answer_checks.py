@@ -18,7 +18,7 @@ import regex
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipelines.prepare.curate.answer_rules import FENCED, repetition
-from pipelines.prepare.curate.asking import Asking, Request, first_of
+from pipelines.prepare.curate.asking import Asking, Request, check_failed, first_of
 from pipelines.prepare.curate.content import words_of
 from pipelines.prepare.curate.conversations import media_kinds, shown, text_of_part
 from pipelines.prepare.curate.record import Record
@@ -26,7 +26,6 @@ from trainer.after.answers import prompt_of
 from trainer.after.final import answered, steps_of
 from trainer.curation import Checks, Judge
 from trainer.data.sample import Message, Sample, Text
-from trainer.errors import DataError
 from trainer.resolve import digest
 
 VERSION = 1
@@ -165,20 +164,10 @@ def judged_steps(
     answer of the judge.
 
     Raises:
-        DataError: more than judge.max_failed of the answers are without a valid one.
+        Unfinished: more than judge.max_failed of the answers are without a valid one.
     """
     asking = Asking(judge, Record(record), parse_steps, seed=seed, field=where)
     answers = asking.answers([one.request(judge) for one in asked])
     counts = asking.counts
-    if counts.failed > judge.max_failed * len(asked):
-        told = "\n    ".join(counts.errors[-3:]) or "answers of another form than asked for"
-        raise DataError(
-            "too many answers without a valid one of the judge",
-            where=where,
-            expected=f"at most {judge.max_failed:.2%} of {len(asked)}",
-            got=f"{counts.failed}\n    {told}",
-            do="look at the endpoint, raise judge.max_tokens or judge.max_failed; valid answers are recorded",
-        )
-    shares = [_share(valid) for valid in answers]
-    names = ("asked", "recorded", "malformed", "unanswered", "failed")
-    return shares, {name: getattr(counts, name) for name in names}
+    check_failed([counts], judge, where=where, what="answers", failed=counts.failed, of=len(asked))
+    return [_share(valid) for valid in answers], counts.as_json()

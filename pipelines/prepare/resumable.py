@@ -8,6 +8,9 @@ whole only the rest is made, to the same bytes.
     made.finish(funnel, source=..., split=...)
     with made: ...                         around all of it: what stays when something fails
 
+What bad data ended leaves nothing, since the same call would end there again. What an endpoint ended (Unfinished), a
+full disk or a kill leaves every whole shard.
+
 They are written beside what is there (swap.py). Beside every whole shard lies which items are in it and what was
 counted until then, written after the shard: one without such a note is written again. Items have to come in the same
 order; `key` stands for all that they depend on, and with another key everything begins anew.
@@ -43,6 +46,10 @@ def stored(target: str, key: str) -> Json | None:
         return None
     storage.remove_tree(swap.beside(target))  # what a process that was killed had not yet tidied up
     return content["funnel"]
+
+
+class Unfinished(DataError):
+    """An endpoint did not answer, or not in the form that was asked for: the same call may go on later."""
 
 
 class ResumableShards:
@@ -90,9 +97,18 @@ class ResumableShards:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """A DataError leaves nothing of the new shards, whatever else happens leaves the whole ones."""
-        if kind is not None:
-            self.discard() if issubclass(kind, DataError) else self.stop()
+        """A DataError leaves nothing of the new shards; Unfinished, and what is no DataError, leaves the whole ones."""
+        if kind is None:
+            return
+        unfinished = issubclass(kind, Unfinished) and bool(self.writer.shards)
+        if issubclass(kind, DataError) and not unfinished:
+            self.discard()
+            return
+        self.stop()
+        if unfinished:
+            count = sum(shard["num_samples"] for shard in self.writer.shards)
+            told = f"{len(self.writer.shards)} whole shards with {count} samples stay"
+            print(f"{self.target}: {told}; the same command goes on after them", flush=True)
 
     def stop(self) -> None:
         """Leaves the whole shards to the next one that is made with the same key."""

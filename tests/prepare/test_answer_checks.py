@@ -197,7 +197,7 @@ def test_a_judge_reads_the_steps_once_whatever_the_threshold(out: str, server: S
     assert select_answers(lax, "sft", out)["refused"] == 0 and len(server.asked()) == asked
     server.script = lambda body, number: (200, "no")
     changed = recipe_of("sft", f"{{min_steps_with_image: 0.5, steps: judge, {judge.replace('model: m', 'model: n')}}}")
-    with pytest.raises(DataError, match="too many answers without a valid one"):
+    with pytest.raises(DataError, match="too many answers without a valid answer"):
         select_answers(changed, "sft", out)
 
 

@@ -33,6 +33,11 @@ class Refused(OSError):
         self.code = code
 
 
+def may_pass(error: Exception) -> bool:
+    """Whether an error of request() may be gone some minutes later: no answer at all, or one that asks to try again."""
+    return isinstance(error, OSError) and (not isinstance(error, Refused) or error.code in RETRIED)
+
+
 def request(url: str, body: Json, *, timeout_s: float = TIMEOUT_S, sleep: Callable[[float], None] = time.sleep) -> Json:
     """The endpoint's answer to one request; `url` goes up to and with /v1.
 

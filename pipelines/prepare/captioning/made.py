@@ -12,20 +12,20 @@ missing.
 from __future__ import annotations
 
 import time
-from collections import Counter
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from typing import Any
 
 from pipelines.prepare.captioning import levels
 from pipelines.prepare.captioning.levels import Caption, Damaged, Part, Uncaptioned
-from pipelines.prepare.curate.asking import Asking, judge_facts
+from pipelines.prepare.curate.asking import Asking, check_failed, judge_facts
 from pipelines.prepare.curate.record import Record
 from pipelines.prepare.formats.events import LIST, Event
 from pipelines.prepare.formats.rows import message, text
 from pipelines.prepare.grounding.annotated import samples_of
+from pipelines.prepare.ingest import splits_of
 from pipelines.prepare.resumable import ResumableShards, stored
+from pipelines.prepare.tally import Tally
 from trainer import storage
 from trainer.captioning import Captioning
 from trainer.data import kept
@@ -40,7 +40,6 @@ from trainer.resolve import digest
 VERSION = 1
 """Raised when the same answers give other samples than before."""
 DESCRIBE = "Describe this video from its beginning to its end."
-SHOWN = 5
 Json = dict[str, Any]
 
 
@@ -48,11 +47,11 @@ def make(recipe: Recipe, out: str, name: str) -> dict[str, Json]:
     """All splits of one source.
 
     Raises:
-        DataError: the endpoint does not answer, too many requests without a valid answer, or nothing is left.
+        Unfinished: the endpoint does not answer, or too many requests are without a valid answer. DataError: nothing
+        is left.
     """
-    source = recipe.prepare.sources[name]
-    paths = [("train", source.path), *([("held_out", source.held_out)] if source.held_out else [])]
-    return {split: _split(recipe, out, name, split, str(origin_of(path))) for split, path in paths}
+    splits = splits_of(recipe.prepare.sources[name])
+    return {split: _split(recipe, out, name, split, str(origin_of(path))) for split, path in splits}
 
 
 def _split(recipe: Recipe, out: str, name: str, split: str, origin: str) -> Json:
@@ -67,11 +66,13 @@ def _split(recipe: Recipe, out: str, name: str, split: str, origin: str) -> Json
     if (found := stored(target, key)) is not None:
         print(f"captioning: {name}/{split} is already there ({found['kept']} videos)", flush=True)
         return found
-    made = ResumableShards(target, key=key, shard_bytes=recipe.prepare.shard_bytes)
-    tally = Tally() if made.counts is None else Tally.from_json(made.counts)
     record = Record(storage.join(out, "data", "answers", "captioning", name))
     at = f"prepare.sources.{name}.captioning.judge"
     asking = Asking(asked.judge, record, levels.parse, seed=recipe.seed, field=at)
+    made = ResumableShards(target, key=key, shard_bytes=recipe.prepare.shard_bytes)
+    tally = Tally.from_json(made.counts)
+    if made.num_items:
+        print(f"captioning: {name}/{split} goes on after {tally.read} samples, in whole shards already", flush=True)
     with made:
         _write(source, made, tally, asking, asked, name)
         if not tally.kept:
@@ -79,35 +80,11 @@ def _split(recipe: Recipe, out: str, name: str, split: str, origin: str) -> Json
             do = f"look at the counts; videos below {asked.min_duration_s:g} s are left out (captioning.min_duration_s)"
             where = f"prepare.sources.{name} ({split})"
             raise DataError("no video was captioned", where=where, expected="at least one", got=got, do=do)
-        funnel = {**tally.as_json(), "judge": facts(asking)}
+        funnel = {**tally.as_json(), "judge": asking.counts.as_json()}
         made.finish(funnel, source=name, split=split)
     told = ", ".join(f"{count:,} {what}" for what, count in sorted({**tally.bad, **tally.made}.items()))
     print(f"captioning: {name}/{split} {tally.kept} videos ({told}; {time.monotonic() - started:.1f} s)", flush=True)
     return funnel
-
-
-@dataclass
-class Tally:
-    """What became of samples, and captions by level."""
-
-    read: int = 0
-    kept: int = 0
-    bad: Counter[str] = field(default_factory=Counter)
-    made: Counter[str] = field(default_factory=Counter)
-    examples: list[str] = field(default_factory=list)
-
-    def as_json(self) -> Json:
-        counts = {"bad": dict(sorted(self.bad.items())), "made": dict(sorted(self.made.items()))}
-        return {"read": self.read, "kept": self.kept, **counts, "examples": list(self.examples)}
-
-    @classmethod
-    def from_json(cls, content: Json) -> Tally:
-        return cls(**{**content, "bad": Counter(content["bad"]), "made": Counter(content["made"])})
-
-    def leave_out(self, sample: Sample, reason: str, told: object = "") -> None:
-        self.bad[reason] += 1
-        if told and len(self.examples) < SHOWN:
-            self.examples.append(f"{sample.source}/{sample.id}: {reason}: {told}")
 
 
 def _write(
@@ -120,7 +97,15 @@ def _write(
             before = tally.as_json()
             files: list[bytes] = []
             found = _captioned(sample, partial(_file, reader, shard, row, files), asking, asked, tally)
-            _check(asking, asked, expected)
+            check_failed(
+                [asking.counts],
+                asked.judge,
+                where=asking.field,
+                what="captions",
+                failed=tally.made["requests without a caption"],
+                of=expected,
+                missing=asking.counts.unanswered,
+            )
             if found is None:
                 made.add([], counts=lambda counts=before: counts)
             else:
@@ -144,20 +129,24 @@ def _captioned(
     sample: Sample, read: partial[bytes], asking: Asking[Caption], asked: Captioning, tally: Tally
 ) -> list[list[Part]] | None:
     """The levels, or None: why is counted."""
+    where = f"{sample.source}/{sample.id}"
     if [item.kind for item in sample.media] != ["video"]:
-        tally.leave_out(sample, "not-one-video")
+        tally.leave_out(where, "not-one-video")
         return None
     if sample.media[0].duration_s < asked.min_duration_s:
-        tally.leave_out(sample, "short")
+        tally.leave_out(where, "short")
         return None
+    before = asking.counts.failed
     try:
         found = levels.caption(sample.media[0], read, asked, asking)
     except Uncaptioned as error:
         found = None
-        tally.leave_out(sample, "without-caption", error)
+        tally.leave_out(where, "without-caption", error)
     except Damaged as error:
         found = None
-        tally.leave_out(sample, "damaged-media", error)
+        tally.leave_out(where, "damaged-media", error)
+    if failed := asking.counts.failed - before:
+        tally.made["requests without a caption"] += failed
     if found is not None:
         tally.made["captions of segments"] += len(found[0])
         tally.made["captions above"] += sum(map(len, found[1:]))
@@ -169,28 +158,6 @@ def _num_frames(sample: Sample, asked: Captioning) -> int:
     if [item.kind for item in sample.media] != ["video"] or sample.media[0].duration_s < asked.min_duration_s:
         return 0
     return len(levels.segments(sample.media[0].duration_s, asked.segment_s)) * asked.frames_per_segment
-
-
-def _check(asking: Asking[Caption], asked: Captioning, expected: int) -> None:
-    """A request that no answer came to is no answer: the next run makes it again. Raises DataError."""
-    counts, most = asking.counts, asked.judge.max_failed
-    missing = counts.unanswered
-    if not missing and counts.failed <= most * expected:
-        return
-    told = "\n    ".join(counts.errors[-3:]) or "answers of another form than asked for"
-    raise DataError(
-        "captions that no answer came for" if missing else "too many captions without a valid answer",
-        where=asking.field,
-        expected="an answer to every request" if missing else f"at most {most:.2%} of {expected}",
-        got=f"{missing or counts.failed}\n    {told}",
-        do="look at the endpoint, judge.max_tokens and judge.max_failed; run again: answers are recorded",
-    )
-
-
-def facts(asking: Asking[Caption]) -> Json:
-    """What asking took in this run."""
-    names = ("asked", "recorded", "malformed", "unanswered", "failed")
-    return {name: getattr(asking.counts, name) for name in names}
 
 
 def _sample(sample: Sample, found: list[list[Part]], asked: Captioning, name: str, model: str) -> Sample:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -24,16 +25,22 @@ from pydantic import BaseModel
 
 from pipelines.prepare.curate.record import Asked, Given, Record
 from pipelines.prepare.engine import blocks
+from pipelines.prepare.resumable import Unfinished
 from trainer.after import completions
 from trainer.after.answers import seed_of
 from trainer.after.completions import Refused
 from trainer.curation import Judge
-from trainer.errors import DataError, MediaError
+from trainer.errors import MediaError
 
 NUM_FORMS = 3
 """Requests for one answer until it has the form that was asked for."""
 BLOCK = 64
 """Requests whose answers are written together."""
+PAUSES_S = (10.0, 30.0, 60.0)
+"""Waits for an endpoint that went away, over a whole run: each time the requests without an answer are made again. A
+request is tried completions.NUM_TRIES times before, some seconds apart."""
+LOOKED = 64
+"""Times that a character of an answer is looked at: objects inside of more than so many that are none are not found."""
 T = TypeVar("T")
 Form = TypeVar("Form", bound=BaseModel)
 Json = dict[str, Any]
@@ -64,6 +71,10 @@ class Counts:
     """Requests that no answer came to: made again when the answers are needed again."""
     errors: list[str] = field(default_factory=list)
 
+    def as_json(self) -> Json:
+        names = ("asked", "recorded", "malformed", "unanswered", "failed")
+        return {name: getattr(self, name) for name in names}
+
 
 class Asking(Generic[T]):
     """One judge on one source. `parse` gives the answer that a text holds, None where it has another form."""
@@ -73,12 +84,13 @@ class Asking(Generic[T]):
         self.model = f"{judge.model}@{judge.revision}" if judge.revision else judge.model
         self.counts = Counts()
         self._formatted: bool | None = None
+        self._pauses = list(PAUSES_S)
 
     def answers(self, requests: Sequence[Request]) -> list[list[T]]:
         """Of each request its valid answers, judge.answers at most.
 
         Raises:
-            DataError: the endpoint does not answer at all.
+            Unfinished: the endpoint does not answer at all.
         """
         found: list[list[T]] = []
         with ThreadPoolExecutor(self.judge.concurrency) as pool:
@@ -127,19 +139,31 @@ class Asking(Generic[T]):
                     unreadable.add(number)
                     self.counts.errors.append(f"{block[number].name}: {error.what}")
 
-        def one(place: tuple[int, Asked]) -> tuple[Asked, Given | Exception]:
+        def one(place: tuple[int, Asked]) -> tuple[tuple[int, Asked], Given | Exception]:
             number, asked = place
             try:
-                return asked, self._call(messages[number], asked.seed, formatted)
+                return place, self._call(messages[number], asked.seed, formatted)
             except (OSError, ValueError, LookupError, TypeError) as error:
-                return asked, error
+                return place, error
 
-        answered = list(pool.map(one, [place for place in places if place[0] in messages]))
-        self.counts.asked += len(answered)
-        self.record.add({asked: given for asked, given in answered if isinstance(given, Given)})
-        failed = [given for _, given in answered if isinstance(given, Exception)]
-        self.counts.errors += [f"{type(error).__name__}: {error}"[:300] for error in failed[:3]]
+        left = [place for place in places if place[0] in messages]
+        self.counts.asked += len(left)
+        while left:
+            answered = list(pool.map(one, left))
+            self.record.add({asked: given for (_, asked), given in answered if isinstance(given, Given)})
+            failed = [(place, given) for place, given in answered if isinstance(given, Exception)]
+            left = [place for place, error in failed if self._pauses and completions.may_pass(error)]
+            final = [error for place, error in failed if place not in left]
+            self.counts.errors += [f"{type(error).__name__}: {error}"[:300] for error in final[:3]]
+            if left:
+                self._pause(len(left), failed[0][1])
         return unreadable
+
+    def _pause(self, num_left: int, error: Exception) -> None:
+        wait = self._pauses.pop(0)
+        told = f"{num_left} requests without an answer ({type(error).__name__}: {error})"[:300]
+        print(f"{self.field}: {told}, made again in {wait:g} s", flush=True)
+        time.sleep(wait)
 
     def _call(self, messages: list[Json], seed: int, formatted: bool) -> Given:
         body = self._body(messages, seed, formatted)
@@ -174,8 +198,8 @@ class Asking(Generic[T]):
                 raise self._unusable(error) from error
         return self._formatted
 
-    def _unusable(self, error: Exception) -> DataError:
-        return DataError(
+    def _unusable(self, error: Exception) -> Unfinished:
+        return Unfinished(
             "the judge does not answer",
             where=f"{self.field}.url: {self.judge.url}",
             expected="an OpenAI-compatible endpoint, its address up to and with /v1",
@@ -187,15 +211,43 @@ class Asking(Generic[T]):
         return Asked(request, seed_of(self.seed, request, answer * NUM_FORMS + form), self.model)
 
 
+def check_failed(
+    counts: Sequence[Counts], judge: Judge, *, where: str, what: str, failed: int, of: int, missing: int = 0
+) -> None:
+    """
+    Raises:
+        Unfinished: `missing` of what was asked about, or more than judge.max_failed of it (`what`: samples, steps), are
+        without a valid answer.
+    """
+    if not missing and failed <= judge.max_failed * of:
+        return
+    errors = [error for one in counts for error in one.errors[-3:]]
+    told = "\n    ".join(errors[-3:]) or "answers of another form than asked for"
+    raise Unfinished(
+        f"{what} that no answer came for" if missing else f"too many {what} without a valid answer of the judge",
+        where=where,
+        expected="an answer to every request" if missing else f"at most {judge.max_failed:.2%} of {of}",
+        got=f"{missing or failed} so far\n    {told}",
+        do="look at the endpoint, raise judge.max_tokens or judge.max_failed; answers are recorded, run again",
+    )
+
+
 def first_of(text: str, form: type[Form]) -> Form | None:
-    """The first JSON object in the text that has the form, whatever stands around it; None where there is none."""
+    """The first JSON object in the text that has the form, whatever stands around it; None where there is none. Takes
+    time in proportion to the text: one of brackets inside brackets is given up."""
+    decoder, room = json.JSONDecoder(), LOOKED * len(text)
     at = text.find("{")
-    while at >= 0:
+    while at >= 0 and room > 0:
+        stop = len(text)
         try:
-            found, _ = json.JSONDecoder().raw_decode(text, at)
+            found, stop = decoder.raw_decode(text, at)
             return form.model_validate(found)
+        except json.JSONDecodeError as error:
+            stop = error.pos
         except (ValueError, RecursionError):  # ValidationError is a ValueError
-            at = text.find("{", at + 1)
+            pass
+        room -= max(1, stop - at)
+        at = text.find("{", at + 1)
     return None
 
 

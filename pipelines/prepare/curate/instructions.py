@@ -10,18 +10,19 @@ A threshold is compared with them and computes nothing.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from pipelines.prepare.curate import answer_rules, conversation_judge, domain_rules
-from pipelines.prepare.curate.asking import Asking, judge_facts
+from pipelines.prepare.curate.asking import Asking, check_failed, judge_facts
 from pipelines.prepare.curate.columns import Work
 from pipelines.prepare.curate.conversation_judge import CRITERIA, Label, Qualities
 from pipelines.prepare.curate.conversations import answers_of
@@ -145,18 +146,6 @@ class _Judging:
     def table(self, work: Work, kind: str, prompt: str, schema: pa.Schema) -> pa.Table:
         parse = conversation_judge.parse_label if kind == "domain" else conversation_judge.parse_qualities
         asking: Asking = Asking(self.judge, self.record, parse, seed=self.seed, field=self.where)
-        reader = ShardReader(self.source)
-
-        def rows(texts: list[str], shard: int, block: list[int]) -> list[Json]:
-            samples = [from_json(text) for text in texts]
-            requests = [
-                conversation_judge.request(sample, lambda row=row: reader.media(shard, row), prompt, self.judge)
-                for sample, row in zip(samples, block, strict=True)
-            ]
-            answers = asking.answers(requests)
-            self._refuse_too_many(asking)
-            return [_judged(kind, sample, valid) for sample, valid in zip(samples, answers, strict=True)]
-
         version = conversation_judge.VERSION
         key = digest({"judge": judge_facts(self.judge), "version": version, "prompt": prompt, "seed": self.seed})
         before = 0
@@ -166,25 +155,24 @@ class _Judging:
             complete, before = asking.counts.unanswered == before, asking.counts.unanswered
             return complete
 
-        try:
+        with contextlib.closing(ShardReader(self.source)) as reader:
+            rows = partial(self._rows, kind, prompt, asking, reader)
             found = _table(work, self.source, kind, key, rows, schema, self.name, whole)
-        finally:
-            reader.close()
-        names = ("asked", "recorded", "malformed", "unanswered", "failed")
-        self.facts[kind] = {name: getattr(asking.counts, name) for name in names}
+        self.facts[kind] = asking.counts.as_json()
         return found
 
-    def _refuse_too_many(self, asking: Asking) -> None:
-        counts = asking.counts
-        if counts.failed > self.judge.max_failed * self.source.num_samples:
-            told = "\n    ".join(counts.errors[-3:]) or "answers of another form than asked for"
-            raise DataError(
-                "too many samples without a valid answer of the judge",
-                where=self.where,
-                expected=f"at most {self.judge.max_failed:.2%} of {self.source.num_samples}",
-                got=f"{counts.failed} so far\n    {told}",
-                do="look at the endpoint, raise judge.max_tokens or judge.max_failed; valid answers are recorded",
-            )
+    def _rows(
+        self, kind: str, prompt: str, asking: Asking, reader: ShardReader, texts: list[str], shard: int, rows: list[int]
+    ) -> list[Json]:
+        samples = [from_json(text) for text in texts]
+        requests = [
+            conversation_judge.request(sample, partial(reader.media, shard, row), prompt, self.judge)
+            for sample, row in zip(samples, rows, strict=True)
+        ]
+        answers = asking.answers(requests)
+        counts, of = asking.counts, self.source.num_samples
+        check_failed([counts], self.judge, where=self.where, what="samples", failed=counts.failed, of=of)
+        return [_judged(kind, sample, valid) for sample, valid in zip(samples, answers, strict=True)]
 
 
 def _judged(kind: str, sample: Sample, valid: Sequence[Any]) -> Json:

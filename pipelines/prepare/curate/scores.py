@@ -3,6 +3,7 @@ is a function of samples and their files; thresholds are not its business."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.prepare.curate import judge, statistics
-from pipelines.prepare.curate.asking import Counts, judge_facts
+from pipelines.prepare.curate.asking import Counts, check_failed, judge_facts
 from pipelines.prepare.curate.columns import Work
 from pipelines.prepare.curate.record import Record
 from pipelines.prepare.engine import reader_of
@@ -19,7 +20,6 @@ from trainer import storage
 from trainer.curation import Judge, Score
 from trainer.data.sample import from_json
 from trainer.data.shards import ShardReader, Source
-from trainer.errors import DataError
 from trainer.resolve import digest
 
 VERSION = [1, statistics.VERSION, judge.VERSION]
@@ -35,24 +35,25 @@ def columns(
     decoded). NaN: the criterion does not apply, or no valid answer came.
 
     Raises:
-        DataError: more samples than judge.max_failed are without a valid answer.
+        Unfinished: more samples than judge.max_failed are without a valid answer.
     """
+    reader = ShardReader(source)  # opens a shard when the judge is shown its pictures
     if asked.judge is None:
         key, rows, counts = digest({"scorer": "statistics", "version": VERSION}), _statistics(work, source), None
     else:
         key = digest({"scorer": judge_facts(asked.judge), "version": VERSION, "seed": seed})
         record = Record(storage.join(out, "data", "answers", "judge", name))
         asking = judge.Scoring(asked.judge, record, seed=seed, field=f"prepare.sources.{name}.curate.score.judge")
-        rows, counts = _judged(source, asking, asked.judge, name), asking.counts
-    tables = [_column(work, source, shard, key=key, rows=rows, counts=counts, told=name)
-              for shard in range(source.num_shards)]  # fmt: skip
+        rows, counts = _judged(reader, asking, asked.judge, name), asking.counts
+    with contextlib.closing(reader):
+        tables = [_column(work, source, shard, key=key, rows=rows, counts=counts, told=name)
+                  for shard in range(source.num_shards)]  # fmt: skip
     table = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
     found = {criterion: table[criterion].to_numpy() for criterion in CRITERIA}
     if counts is None:
         lost = _undecodable(source, found)
         return found, {"undecodable": lost} if lost else {}
-    facts = {name: getattr(counts, name) for name in ("asked", "recorded", "malformed", "unanswered")}
-    return found, {"judge": {**facts, "failed": int(np.isnan(found["text_quality"]).sum())}}
+    return found, {"judge": {**counts.as_json(), "failed": int(np.isnan(found["text_quality"]).sum())}}
 
 
 def _column(
@@ -88,21 +89,12 @@ def _statistics_row(asked: str) -> tuple[str, list[bytes]]:
     return json.dumps(statistics.scores(sample, reader.media(place["shard"], place["row"]))), []
 
 
-def _judged(source: Source, asking: judge.Scoring, asked: Judge, name: str) -> Any:
-    reader = ShardReader(source)
-
+def _judged(reader: ShardReader, asking: judge.Scoring, asked: Judge, name: str) -> Any:
     def rows(texts: list[str], shard: int, block: list[int]) -> Scored:
         samples = [from_json(text) for text in texts]
         found = asking.score(samples, lambda number: reader.media(shard, block[number]))
-        if asking.counts.failed > asked.max_failed * source.num_samples:
-            told = "\n    ".join(asking.counts.errors[-3:]) or "answers of another form than asked for"
-            raise DataError(
-                "too many samples without a valid answer of the judge",
-                where=f"prepare.sources.{name}.curate.score.judge",
-                expected=f"at most {asked.max_failed:.2%} of {source.num_samples}",
-                got=f"{asking.counts.failed} so far\n    {told}",
-                do="look at the endpoint, raise judge.max_tokens or judge.max_failed; valid answers are recorded",
-            )
+        where, counts = f"prepare.sources.{name}.curate.score.judge", asking.counts
+        check_failed([counts], asked, where=where, what="samples", failed=counts.failed, of=reader.source.num_samples)
         return [scores or dict.fromkeys(CRITERIA, math.nan) for scores in found]
 
     return rows

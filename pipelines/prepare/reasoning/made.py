@@ -11,23 +11,24 @@ who wrote its words: `judge MODEL`, `source`, or nothing where there are none.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from itertools import islice
 from statistics import median
 from typing import Any
 
-from pipelines.prepare.curate.asking import Asking, Request, judge_facts
+from pipelines.prepare.curate.asking import Asking, Request, check_failed, judge_facts
 from pipelines.prepare.curate.record import Record
 from pipelines.prepare.engine import blocks
 from pipelines.prepare.grounding.annotated import samples_of
+from pipelines.prepare.ingest import splits_of
 from pipelines.prepare.reasoning import explain
 from pipelines.prepare.reasoning.explain import Agreement, Reasoned
 from pipelines.prepare.reasoning.filters import problem, tidy
 from pipelines.prepare.reasoning.steps import Step, cut_before, steps_of, with_reasoning
 from pipelines.prepare.resumable import ResumableShards, stored
+from pipelines.prepare.tally import Tally
 from trainer import storage
 from trainer.data import kept
 from trainer.data.sample import Sample
@@ -43,8 +44,6 @@ VERSION = 1
 """Raised when the same answers give other samples than before."""
 BLOCK_SAMPLES = 8
 """Trajectories that are asked about together."""
-SHOWN = 5
-"""Refused answers shown of each reason."""
 Json = dict[str, Any]
 Place = tuple[int, int, Sample]
 """Shard, row and sample."""
@@ -54,11 +53,10 @@ def make(recipe: Recipe, out: str, name: str) -> dict[str, Json]:
     """All splits of one source.
 
     Raises:
-        DataError: the judge does not answer, too many steps without a valid answer, or nothing is left.
+        Unfinished: the judge does not answer, or too many steps are without a valid answer. DataError: nothing is left.
     """
-    source = recipe.prepare.sources[name]
-    paths = [("train", source.path), *([("held_out", source.held_out)] if source.held_out else [])]
-    return {split: _split(recipe, out, name, split, str(origin_of(path))) for split, path in paths}
+    splits = splits_of(recipe.prepare.sources[name])
+    return {split: _split(recipe, out, name, split, str(origin_of(path))) for split, path in splits}
 
 
 def _split(recipe: Recipe, out: str, name: str, split: str, origin: str) -> Json:
@@ -74,9 +72,10 @@ def _split(recipe: Recipe, out: str, name: str, split: str, origin: str) -> Json
         print(f"reasoning: {name}/{split} is already there ({found['kept']} trajectories)", flush=True)
         return found
     made = ResumableShards(target, key=key, shard_bytes=recipe.prepare.shard_bytes)
-    writer = Writer(asked, recipe, out, name, source)
-    tally = Tally() if made.counts is None else Tally.from_json(made.counts)
-    with made:
+    tally = Tally.from_json(made.counts)
+    if made.num_items:
+        print(f"reasoning: {name}/{split} goes on after {tally.read} trajectories, in whole shards already", flush=True)
+    with made, contextlib.closing(Writer(asked, recipe, out, name, source)) as writer:
         _write(writer, made, tally, f"{name}/{split}")
         funnel = {**tally.as_json(), "judge": writer.facts()}
         if not tally.kept:
@@ -91,34 +90,11 @@ def _split(recipe: Recipe, out: str, name: str, split: str, origin: str) -> Json
     return funnel
 
 
-@dataclass
-class Tally:
-    """What became of trajectories, steps and answers."""
-
-    read: int = 0
-    kept: int = 0
-    bad: Counter[str] = field(default_factory=Counter)
-    made: Counter[str] = field(default_factory=Counter)
-    examples: list[str] = field(default_factory=list)
-
-    def as_json(self) -> Json:
-        counts = {"bad": dict(sorted(self.bad.items())), "made": dict(sorted(self.made.items()))}
-        return {"read": self.read, "kept": self.kept, **counts, "examples": list(self.examples)}
-
-    @classmethod
-    def from_json(cls, content: Json) -> Tally:
-        return cls(**{**content, "bad": Counter(content["bad"]), "made": Counter(content["made"])})
-
-    def refuse(self, where: str, reason: str, told: str, text: str) -> None:
-        self.made[f"answers {reason}"] += 1
-        if self.made[f"answers {reason}"] <= SHOWN:
-            self.examples.append(f"{where}: {reason}: {told}: {text[:160]!r}")
-
-
 def _write(writer: Writer, made: ResumableShards, tally: Tally, told: str) -> None:
     last = time.monotonic()
     for block in blocks(islice(samples_of(writer.source), made.num_items, None), BLOCK_SAMPLES):
         answers = writer.ask(block)
+        writer.check_failed(tally, answers)  # before any of them is written: what is in a whole shard stays
         for place, texts in zip(block, answers, strict=True):
             before = tally.as_json()
             found = writer.reasoned(place[2], texts, tally)
@@ -126,7 +102,6 @@ def _write(writer: Writer, made: ResumableShards, tally: Tally, told: str) -> No
             made.add([] if found is None else [(found, files)], counts=lambda counts=before: counts)
             tally.read += 1
             tally.kept += found is not None
-        writer.check_failed(tally)
         if time.monotonic() - last > 5:
             last = time.monotonic()
             print(f"reasoning: {told} {tally.read} trajectories, {tally.made['steps']} steps", flush=True)
@@ -154,6 +129,9 @@ class Writer:
     def _open(self, steps: Sequence[Step]) -> list[Step]:
         """Steps that the judge is asked about."""
         return [step for step in steps if not step.reasoning or self.asked.existing == "replace"]
+
+    def close(self) -> None:
+        self._reader.close()
 
     def files(self, place: Place) -> list[bytes]:
         """Of one trajectory; the last one's stay in memory, as each of its steps needs them."""
@@ -266,26 +244,22 @@ class Writer:
         meta = {**sample.meta, "reasoning": by} if by else sample.meta
         return sample.model_copy(update={"source": self.name, "kind": self.kind, "meta": meta})
 
-    def check_failed(self, tally: Tally) -> None:
-        """Raises DataError: more steps than judge.max_failed are without a valid answer."""
-        failed, most = tally.made["steps without a valid answer"], self.asked.judge.max_failed
-        if failed <= most * self.num_steps:
-            return
-        errors = [*self.why.counts.errors, *self.checking.counts.errors][-3:]
-        told = "\n    ".join(errors) or "answers of another form than asked for"
-        raise DataError(
-            "too many steps without a valid answer of the judge",
+    def check_failed(self, tally: Tally, answers: Sequence[Answers]) -> None:
+        """Raises Unfinished: more steps than judge.max_failed are without a valid answer."""
+        failed = sum(not valid for of_sample in answers for valid in of_sample.values())
+        check_failed(
+            [self.why.counts, self.checking.counts],
+            self.asked.judge,
             where=f"prepare.sources.{self.name}.reasoning.judge",
-            expected=f"at most {most:.2%} of {self.num_steps}",
-            got=f"{failed} so far\n    {told}",
-            do="look at the endpoint, raise judge.max_tokens or judge.max_failed; valid answers are recorded",
+            what="steps",
+            failed=tally.made["steps without a valid answer"] + failed,
+            of=self.num_steps,
         )
 
     def facts(self) -> Json:
         """What asking took in this run."""
-        both = (self.why.counts, self.checking.counts)
-        names = ("asked", "recorded", "malformed", "unanswered", "failed")
-        return {name: sum(getattr(counts, name) for counts in both) for name in names}
+        why, checking = self.why.counts.as_json(), self.checking.counts.as_json()
+        return {name: why[name] + checking[name] for name in why}
 
 
 def by_now(steps: Sequence[Step], texts: dict[int, str], step: Step) -> list[str]:

@@ -20,11 +20,13 @@ from pipelines.prepare.captioning.made import DESCRIBE, make
 from pipelines.prepare.corpus.draw import encode_video
 from pipelines.prepare.describe import describe
 from pipelines.prepare.formats.rows import MediaRef
+from pipelines.prepare.resumable import Unfinished
 from pipelines.prepare.stored import problems
 from tests.prepare.builders import a_recipe, a_source
 from tests.prepare.curate.test_scores import Server, server
 from tests.prepare.through import trained
 from trainer import storage
+from trainer.after import completions
 from trainer.data.sample import Media, Objects, Sample, Span
 from trainer.data.shards import ShardReader, ShardWriter, Source
 from trainer.errors import DataError, RecipeError
@@ -177,6 +179,43 @@ def test_an_endpoint_that_goes_away_is_an_error_and_the_next_run_asks_for_the_re
     server.script = watches
     found = make(asked(server), str(tmp_path), "captioned")["train"]
     assert found["judge"]["recorded"] >= 30 and found["judge"]["asked"] + found["judge"]["recorded"] == 83
+
+
+def test_an_endpoint_that_goes_away_costs_no_whole_shard(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Three videos, a shard each: the endpoint goes away in the third one, and is not there when it is run again."""
+    no_wait = {**(completions.request.__kwdefaults__ or {}), "sleep": lambda s: None}
+    monkeypatch.setattr(completions.request, "__kwdefaults__", no_wait)
+    films = [encode_video([Image.new("RGB", (64, 48), colour)] * 60, 1) for colour in COLOURS.values()]
+    for out in (tmp_path, tmp_path / "whole"):
+        stored(out, [a_video(data, name) for name, data in zip(COLOURS, films, strict=True)])
+
+    def recipe(**judge: Any) -> Recipe:
+        found = asked(server, min_duration_s=30.0, segment_s=60.0, frames_per_segment=2, judge=judge)
+        return found.model_copy(update={"prepare": found.prepare.model_copy(update={"shard_bytes": 1000})})
+
+    server.script = watches
+    want = make(recipe(), str(tmp_path / "whole"), "captioned")["train"]
+    server.script = lambda body, number: (400, "gone") if shown(body) == "blue" else watches(body)
+    with pytest.raises(Unfinished, match="no answer came for") as error:
+        make(recipe(), str(tmp_path), "captioned")
+    assert error.value.code == 64
+    folder = tmp_path / "data" / "sources" / "captioned" / "train"
+    [tar] = (folder / ".tmp-new").glob("*.tar")
+    written = tar.stat().st_ino
+    assert "1 whole shards with 1 samples stay; the same command goes on after them" in capsys.readouterr().out
+    with pytest.raises(Unfinished, match="judge does not answer"):
+        make(recipe(url="http://127.0.0.1:9/v1"), str(tmp_path), "captioned")
+    assert tar.stat().st_ino == written
+    server.script = watches
+    found = make(recipe(), str(tmp_path), "captioned")["train"]
+    assert "goes on after 1 samples, in whole shards already" in capsys.readouterr().out
+    assert {**found, "judge": None} == {**want, "judge": None} and found["kept"] == 3
+    assert (folder / tar.name).stat().st_ino == written, "it is not written again"
+    other = tmp_path / "whole" / "data" / "sources" / "captioned" / "train"
+    names = [path.name for path in folder.iterdir() if path.name != "input.json"]
+    assert len(names) >= 7 and all((folder / name).read_bytes() == (other / name).read_bytes() for name in names)
 
 
 def broken(where: Callable[[str], bool]) -> Callable[[dict[str, Any], int], tuple[int, str]]:

@@ -25,10 +25,11 @@ from pipelines.prepare.reasoning.annotate import export, take
 from pipelines.prepare.reasoning.made import make
 from pipelines.prepare.reasoning.mark import COLOUR
 from pipelines.prepare.reasoning.steps import steps_of
+from pipelines.prepare.resumable import Unfinished
 from pipelines.prepare.stage import prepare_stage
 from pipelines.prepare.stored import problems
 from tests.prepare.builders import small_recipe
-from tests.prepare.curate.test_scores import Server, server
+from tests.prepare.curate.test_scores import Server, server, still_open
 from tests.prepare.reasoning.builders import (
     SIZE,
     WALK,
@@ -344,6 +345,29 @@ def test_an_interrupted_source_asks_only_what_is_missing(
     writes(server)
     found = made(tmp_path, server)
     assert found["judge"]["recorded"] == 8 and found["judge"]["asked"] == 4 and found["kept"] == 3
+
+
+def test_a_judge_that_goes_away_costs_no_whole_shard_and_leaves_no_file_open(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    no_waits(monkeypatch)
+    monkeypatch.setattr(reasoned_module, "BLOCK_SAMPLES", 1)
+    stored(str(tmp_path), [a_walk(f"w{n}", query=f"Book table number {n} in Rome") for n in range(4)])
+    recipe = a_reasoning_recipe(asked(server), "prepare.shard_bytes=4096")
+    writes(server)
+    script = server.script
+    server.script = lambda body, number: script(body, number) if "number 3" not in told(body) else (400, "down")
+    with pytest.raises(Unfinished, match="too many steps without a valid answer of the judge"):
+        make(recipe, str(tmp_path), "reasoned")
+    assert not still_open(tmp_path)
+    tars = sorted(Path(uri(tmp_path), ".tmp-new").glob("*.tar"))
+    written = [tar.stat().st_ino for tar in tars]
+    assert len(tars) == 2 and "2 whole shards with 2 samples stay" in capsys.readouterr().out
+    writes(server)
+    found = make(recipe, str(tmp_path), "reasoned")["train"]
+    assert "goes on after 2 trajectories" in capsys.readouterr().out and found["kept"] == 4
+    assert [Path(uri(tmp_path), tar.name).stat().st_ino for tar in tars] == written, "none is written again"
+    assert not still_open(tmp_path)
 
 
 @pytest.mark.parametrize("after", [1, 2])
