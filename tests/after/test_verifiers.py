@@ -179,6 +179,31 @@ def test_a_process_under_a_limit_of_its_own_compares():
     assert found.stdout.split() == ["True", "False"], found.stderr
 
 
+FORKED = """
+import os, sys, threading, time
+from trainer.after import latex
+assert latex.same("1+x", "x+1")
+process, held = latex._worker.process, threading.Event()
+def compare():
+    with latex._worker.lock:
+        held.set()
+        time.sleep(1)
+threading.Thread(target=compare, daemon=True).start()
+held.wait()
+child = os.fork()
+if child == 0:  # the thread that holds the lock is not here
+    os._exit(0 if latex.same("1+x", "x+1") and not latex.same("1+x", "x+2") else 1)
+_, status = os.waitpid(child, 0)
+same = latex.same("2+x", "x+2") and latex._worker.process is process
+print("child", os.waitstatus_to_exitcode(status), "parent", same)
+"""
+
+
+def test_a_fork_compares_while_another_thread_of_its_parent_does():
+    found = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, check=False, timeout=60)
+    assert found.stdout.split() == ["child", "0", "parent", "True"], found.stderr
+
+
 def test_a_comparison_that_stands_still_is_given_up(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(latex, "WALL_S", 0.5)
     assert latex.same("1+1", "2")

@@ -37,11 +37,15 @@ class Undecided(Exception):
 
 
 class _Worker:
-    """A process that compares, restarted when one comparison was too much. Used by one thread at a time."""
+    """A process that compares, restarted when one comparison was too much. Used by one thread at a time. A fork of its
+    owner begins without it: its pipes are the parent's, and so is the thread that holds the lock just then."""
 
     def __init__(self) -> None:
+        self.forget()
+        os.register_at_fork(after_in_child=self.forget)
+
+    def forget(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
-        self.owner = 0
         self.lock = threading.Lock()
 
     def ask(self, one: str, other: str) -> bool:
@@ -62,7 +66,7 @@ class _Worker:
 
     def stop(self) -> None:
         process, self.process = self.process, None
-        if process is not None and self.owner == os.getpid():
+        if process is not None:
             process.kill()
             process.wait()
             for pipe in (process.stdin, process.stdout):
@@ -71,14 +75,13 @@ class _Worker:
                         pipe.close()
 
     def _running(self) -> subprocess.Popen[bytes]:
-        if self.owner != os.getpid():  # a fork inherits pipes that belong to its parent
-            self.process, self.owner = None, os.getpid()
         if self.process is None or self.process.poll() is not None:
             self.stop()
             program = str(Path(__file__).with_name("latex_worker.py"))
             self.process = subprocess.Popen(
                 [sys.executable, "-I", program, str(MAX_BYTES)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                bufsize=0,  # a fork between writing and flushing would write it twice
             )  # fmt: skip
             if self._line(self.process, START_S) is None:
                 self.stop()
