@@ -5,5 +5,6 @@ notes.py   notes, chords and grace notes with all that stands at them
 marks.py   keys, clefs, meters, barlines, directions, chord symbols
 abc.py     bars -> tunes in ABC, of the whole score or of the systems of one page
 address.py how a page is named
-draw.py    MusicXML -> pages (verovio sets them, resvg draws them), their systems and the box of the ink
+draw.py    MusicXML -> pages (page.py): their pictures, systems and the box of the ink
+engrave.py what draws them (verovio, resvg), in a process of its own (worker.py)
 """

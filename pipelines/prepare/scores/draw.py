@@ -1,69 +1,39 @@
-"""Pages of a score: verovio sets MusicXML as SVG, resvg draws it. A page is named and not
+"""Pages of a score: drawn by verovio and resvg in a process of its own (engrave.py, worker.py). A page is named and not
 carried (address.py), and drawn again where it is needed: the same bytes every time.
-
-Words (lyrics, tempo, chord symbols) are set in STIX (matplotlib carries it; its widths are those of Times, which
-verovio counts with), characters it lacks in Noto Sans CJK (notojp-matplotlib). One that neither has is an error. The
-numbers of measures where systems begin are verovio's, and no part of the ABC.
 """
 
 from __future__ import annotations
 
 import io
 import lzma
-import re
+import os
 import xml.etree.ElementTree as ET
 import zipfile
 import zlib
-from dataclasses import dataclass
-from functools import cache, lru_cache
-from threading import Lock
+from functools import lru_cache
+from queue import LifoQueue
 
-import numpy as np
-import resvg_py
-import verovio
-from fontTools.ttLib import TTFont
-from PIL import Image
-
-from pipelines.prepare.corpus.sources import package_folder
 from pipelines.prepare.formats.rows import WRONG, BadRow, told
 from pipelines.prepare.scores.address import place_of
+from pipelines.prepare.scores.page import Page, Refused
 from pipelines.prepare.scores.score import read_score
+from pipelines.prepare.scores.worker import Ended, Worker
 from trainer import storage
 from trainer.errors import MediaError
 
-Box = tuple[int, int, int, int]
-LOCK = Lock()
-"""verovio keeps state of its own beside its toolkits: one at a time."""
 PAGE = (2100, 2970)
 """A4, in verovio's tenths of a millimetre (at a scale of 100 they are pixels)."""
 SCALE = 50
 LARGEST_BYTES = 64 * 2**20
 """Of one score, unpacked."""
+MOST_WORKERS = 4
+LIMIT_S = 600.0
+"""Of one score: a page takes a third of a second."""
 BROKEN = (
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError),
     *(KeyError, NotImplementedError, RuntimeError, ET.ParseError),
 )
 """What zipfile raises for an archive that is none, or whose members are damaged."""
-FONTS = (
-    *(f"matplotlib/mpl-data/fonts/ttf/STIXGeneral{style}.ttf" for style in ("", "Italic", "Bol", "BolIta")),
-    "notojp_matplotlib/fonts/NotoSansCJKjp-Regular.otf",
-)
-TEXT_FAMILY = "STIXGeneral"
-PLAIN = {"\ueca5": "♩", "\ueca7": "♪", "\uea64": "♭", "\uea65": "♮", "\uea66": "♯", "\ue260": "♭", "\ue262": "♯"}
-"""Signs of the music font in running text -> the same in the text font."""
-_SIGN = re.compile(r'<tspan font-family="Leipzig" font-size="\d+px">([^<]*)</tspan>')
-_WORDS = re.compile(r"<tspan[^>]*>([^<]+)</tspan>")
-
-
-@dataclass(frozen=True)
-class Page:
-    """One page of a score."""
-
-    png: bytes
-    ink: Box
-    """Left, top, right, bottom in pixels of what is drawn; right and bottom are exclusive."""
-    systems: tuple[int, ...]
-    """Measures in each system, from the top."""
 
 
 def page_png(uri: str) -> bytes:
@@ -86,8 +56,7 @@ def page_png(uri: str) -> bytes:
 
 @lru_cache(maxsize=2)
 def _pages_of(path: str) -> tuple[Page, ...]:
-    """Pages are asked for one after the other. Any row may name one: what score.py refuses is not drawn, since some of
-    it ends verovio's process."""
+    """Pages are asked for one after the other. Any row may name one: what score.py refuses is not drawn either."""
     root = score_xml(storage.read_bytes(path))
     read_score(root)
     return tuple(pages_of(root))
@@ -136,27 +105,45 @@ def _member(archive: zipfile.ZipFile, name: str) -> bytes:
 # ---------------------------------------------------------------- the picture
 
 
+class _Workers:
+    """Processes that draw, started when they are needed: one for who draws one score after the other."""
+
+    def __init__(self) -> None:
+        self.fill()
+        os.register_at_fork(after_in_child=self.fill)  # they belong to who started them
+
+    def fill(self) -> None:
+        self.idle: LifoQueue[Worker] = LifoQueue()
+        for _ in range(min(MOST_WORKERS, os.cpu_count() or 1)):
+            self.idle.put(Worker("pipelines.prepare.scores.engrave", "engrave", limit_s=LIMIT_S))
+
+    def engrave(self, text: str, **how: int) -> list[Page] | Refused:
+        """Tried twice: a process may have been ended from outside, where memory is short. Raises Ended."""
+        worker = self.idle.get()
+        try:
+            return worker.call(text, **how)
+        except Ended:
+            return worker.call(text, **how)
+        finally:
+            self.idle.put(worker)
+
+
+WORKERS = _Workers()
+
+
 def pages_of(score: ET.Element, *, width: int = PAGE[0], height: int = PAGE[1], scale: int = SCALE) -> list[Page]:
     """The pages of a score. `width`, `height`: at most, in tenths of a millimetre; a page ends below its last system.
 
     Raises:
-        BadRow: nothing is drawn, or a character without glyph.
+        BadRow: nothing is drawn, a character without glyph, or a score that ended the process that drew it (`crashed`).
     """
-    options = {
-        **{"inputFrom": "xml", "pageWidth": width, "pageHeight": height, "adjustPageHeight": True, "scale": scale},
-        **{"header": "none", "footer": "none", "breaks": "auto", "xmlIdSeed": 1, "smuflTextFont": "none"},
-    }
-    with LOCK:
-        verovio.enableLog(verovio.LOG_OFF)  # what ABC cannot say is refused by score.py
-        toolkit = verovio.toolkit(False)
-        toolkit.setResourcePath(str(package_folder("verovio") / "data"))  # the path that is set at import is a thread's
-        toolkit.setOptions(options)
-        loaded = toolkit.loadData(ET.tostring(_drawable(score), encoding="unicode"))
-        count = toolkit.getPageCount() if loaded else 0
-        drawn = [toolkit.renderToSVG(number) for number in range(1, count + 1)]
-    found = [_page(svg) for svg in drawn]
-    if not any(page.systems for page in found):
-        raise BadRow("bad-score", "a score that verovio draws", "nothing drawn")
+    text = ET.tostring(_drawable(score), encoding="unicode")
+    try:
+        found = WORKERS.engrave(text, width=width, height=height, scale=scale)
+    except Ended as error:
+        raise BadRow("crashed", "a score that verovio sets and resvg draws", error) from None
+    if isinstance(found, Refused):
+        raise BadRow(*found)
     return found
 
 
@@ -171,55 +158,3 @@ def _drawable(score: ET.Element) -> ET.Element:
             for label in names[0].findall(tag):
                 names[0].remove(label)
     return score
-
-
-def _page(svg: str) -> Page:
-    svg = _SIGN.sub(lambda sign: f'<tspan font-size="405px">{"".join(PLAIN.get(c, c) for c in sign[1])}</tspan>', svg)
-    drawn = resvg_py.svg_to_bytes(
-        svg_string=svg,
-        background="white",
-        skip_system_fonts=True,
-        font_files=list(_fonts_for(svg)),
-        font_family=TEXT_FAMILY,
-        serif_family=TEXT_FAMILY,
-    )
-    picture = Image.open(io.BytesIO(bytes(drawn))).convert("L")
-    inked = np.asarray(picture) < 250
-    if not inked.any():
-        raise BadRow("bad-score", "a page with notes", "an empty one")
-    down, across = np.flatnonzero(inked.any(axis=1)), np.flatnonzero(inked.any(axis=0))
-    sink = io.BytesIO()
-    picture.save(sink, "PNG")
-    box = (int(across[0]), int(down[0]), int(across[-1]) + 1, int(down[-1]) + 1)
-    return Page(sink.getvalue(), box, _systems(svg))
-
-
-def _systems(svg: str) -> tuple[int, ...]:
-    """Counted in the order of the drawing: every group of class `measure` lies in the last `system` opened."""
-    found: list[int] = []
-    for kind in re.findall(r'<g [^>]*class="(system|measure)"', svg):
-        if kind == "system":
-            found.append(0)
-        else:
-            found[-1] += 1
-    return tuple(found)
-
-
-def _fonts_for(svg: str) -> tuple[str, ...]:
-    """Files of the fonts that have every character of the words; the large one only where it is needed (0.4 s a page).
-
-    Raises:
-        BadRow: a character that none has.
-    """
-    words = "".join(ET.fromstring(f"<t>{found}</t>").text or "" for found in _WORDS.findall(svg))
-    files = [str(package_folder(name.partition("/")[0]) / name.partition("/")[2]) for name in FONTS]
-    foreign = {char for char in words if not char.isspace() and ord(char) not in _glyphs(files[0])}
-    if missing := sorted(char for char in foreign if ord(char) not in _glyphs(files[-1])):
-        told = ", ".join(f"{char} (U+{ord(char):04X})" for char in missing[:8])
-        raise BadRow("no-glyph", "words in characters of STIX or Noto Sans CJK", told)
-    return tuple(files if foreign else files[:-1])
-
-
-@cache
-def _glyphs(path: str) -> frozenset[int]:
-    return frozenset(TTFont(path).getBestCmap() or ())

@@ -9,6 +9,7 @@ layout (`print`, `defaults`, `credit`, stems), `sound`, the header's texts, whic
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -36,6 +37,8 @@ BAR = (
     *("bookmark", "link", "grouping"),
 )
 SYMBOLS = {"bracket": ("[", "]"), "brace": ("{", "}"), "none": ("", "")}
+MOST_VOICES = 64
+"""Of a part: every voice has every bar, so more of them would take the square of the file."""
 LARGEST_VALUE = 10**6
 """Of a number in a score: a bar longer than any music would be filled with rests."""
 
@@ -94,7 +97,7 @@ class Score:
 def read_score(root: ET.Element) -> Score:
     """
     Raises:
-        BadRow: no score-partwise, an element that ABC cannot express, or one that contradicts another.
+        BadRow: no score-partwise, an element that ABC cannot express, one that contradicts another, or too many voices.
     """
     if root.tag != "score-partwise":
         raise BadRow("wrong-form", "<score-partwise>", f"<{root.tag}>")
@@ -358,14 +361,16 @@ class _Part:
 
 
 def _voices_of(part: ET.Element) -> set[tuple[int, str]]:
-    """(staff, voice) of all notes. Raises BadRow: a voice on two staves."""
+    """(staff, voice) of all notes. Raises BadRow: a voice on two staves, or too many."""
     found = {
         (int(marks.text_of(note, "staff", "1")), marks.text_of(note, "voice", "1"))
         for note in part.iterfind("measure/note")
     }
-    names = [voice for _, voice in found]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise marks.unsupported(f"voice {twice} on several staves", f"part {part.get('id')}")
+    where = f"part {part.get('id')}"
+    if twice := next((name for name, times in Counter(name for _, name in found).items() if times > 1), None):
+        raise marks.unsupported(f"voice {twice} on several staves", where)
+    if len(found) > MOST_VOICES:
+        raise BadRow("unsupported", f"at most {MOST_VOICES} voices in a part", f"{len(found)} in {where}")
     return found
 
 
