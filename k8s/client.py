@@ -130,8 +130,11 @@ class Api(Protocol):
 
     def list(self, kind: Kind, labels: Mapping[str, str]) -> list[Json]: ...
 
-    def snapshot(self, kind: Kind, labels: Mapping[str, str]) -> tuple[list[Json], str]:
-        """What list gives, and the version from which a watch goes on."""
+    def snapshot(
+        self, kind: Kind, labels: Mapping[str, str], fields: Mapping[str, str] | None = None, most: int | None = None
+    ) -> tuple[list[Json], str]:
+        """What list gives, and the version from which a watch goes on; with `most` no page more once there are so
+        many, 0 for the version alone."""
         ...
 
     def watch(self, kind: Kind, labels: Mapping[str, str], version: str) -> Iterator[tuple[str, Json]]:
@@ -191,8 +194,11 @@ class KubernetesApi:
     def list(self, kind: Kind, labels: Mapping[str, str]) -> list[Json]:
         return self.snapshot(kind, labels)[0]
 
-    def snapshot(self, kind: Kind, labels: Mapping[str, str]) -> tuple[list[Json], str]:
-        asked = [*_selected(labels), ("limit", str(PAGE))]
+    def snapshot(
+        self, kind: Kind, labels: Mapping[str, str], fields: Mapping[str, str] | None = None, most: int | None = None
+    ) -> tuple[list[Json], str]:
+        size = PAGE if most is None else max(1, min(PAGE, most))
+        asked = [*_selected(labels, fields), ("limit", str(size))]
         found: list[Json] = []
         query = asked
         while True:
@@ -206,8 +212,8 @@ class KubernetesApi:
                 one.get("metadata", {}).pop("managedFields", None)  # half of an object; a namespace has 10,000 events
                 found.append({**named, **one} if named["kind"] else one)
             about = page.get("metadata", {})
-            if not about.get("continue"):
-                return found, about.get("resourceVersion", "")
+            if not about.get("continue") or (most is not None and len(found) >= most):
+                return found[:most], about.get("resourceVersion", "")
             query = [*asked, ("continue", about["continue"])]
 
     def watch(self, kind: Kind, labels: Mapping[str, str], version: str) -> Iterator[tuple[str, Json]]:
@@ -391,9 +397,13 @@ def _lines(response: Any, *, longest: int | None) -> Iterator[bytes]:
         response.close()
 
 
-def _selected(labels: Mapping[str, str]) -> list[tuple[str, str]]:
-    text = ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
-    return [("labelSelector", text)] if text else []
+def _selected(labels: Mapping[str, str], fields: Mapping[str, str] | None = None) -> list[tuple[str, str]]:
+    chosen = {"labelSelector": labels, "fieldSelector": fields or {}}
+    return [
+        (name, ",".join(f"{key}={value}" for key, value in sorted(wanted.items())))
+        for name, wanted in chosen.items()
+        if wanted
+    ]
 
 
 def _message(data: bytes) -> str:

@@ -5,9 +5,12 @@
     mirror.events()                                       what has not been said yet
     mirror.wait(seconds)                                  until something changes
 
-A quiet job costs a watch renewed every WATCH_S for each of the three, and nothing else: polling would cost a call for
-every look. A watch that breaks off goes on from the version that was seen last; one that is too old (410) lists again.
-An API server that does not answer is waited for: the job goes on without it. What it forbids is raised by wait().
+A quiet job costs a watch renewed every WATCH_S for each of the three, with a call before it, and nothing else: polling
+would cost a call for every look. A watch that breaks off goes on from the version that was seen last; one that is too
+old (410) lists again, and so does one of a server that has gone back behind what we saw (etcd was restored from a
+backup): it would send nothing until it gets there again. Of events only those about our own objects are listed, a
+bounded number: a namespace has 10,000 of them, and the API selects those of one object. An API server that does not
+answer is waited for: the job goes on without it. What it forbids is raised by wait().
 """
 
 from __future__ import annotations
@@ -29,8 +32,12 @@ MAX_SHORT_S = 20.0
 """Between two watches that the server ends within SHORT_S without a change."""
 SHORT_S = 30.0
 READY_S = 180.0
+QUEUE = "kueue.x-k8s.io/queue-name"
 RULES_S = 60.0
 MAX_EVENTS = 200
+MAX_ASKED, MAX_EACH = 20, 50
+"""Of how many objects events of before are asked for, and how many of each."""
+WORKLOADS = 500
 
 
 @dataclass(frozen=True)
@@ -158,6 +165,8 @@ class Mirror:
         while not self._stop.is_set():
             began, before, longest = self._clock(), self._changes, MAX_SHORT_S
             try:
+                if version and self._went_back(kind, version):
+                    version = ""
                 if not version:
                     version = self._list(kind, labels)
                 news = self._api.watch(kind, labels, version)
@@ -198,9 +207,37 @@ class Mirror:
         with self._changed:
             self._silent.pop(kind, None)
 
+    def _went_back(self, kind: Kind, version: str) -> bool:
+        """Whether the server knows less than we: then what we know is of a life that it has forgotten. Asked before a
+        watch is renewed, which ends when a server or its store starts again."""
+        _, now = self._api.snapshot(kind, {}, most=0)
+        if not now or _number(now) >= _number(version):
+            return False
+        with self._changed:
+            if kind != EVENTS:
+                self._found[kind].clear()
+            if kind == self._kind:
+                self._deleted.clear()  # they may be there again
+        return True
+
+    def _events_of_before(self) -> tuple[list[Json], str]:
+        """About what is there: our jobs, the pods that do not run yet, and what a queue says of the jobs."""
+        _, version = self._api.snapshot(EVENTS, {}, most=0)
+        with self._changed:
+            self._changed.wait_for(lambda: {self._kind, PODS} <= self._ready or self._stop.is_set(), READY_S)
+            jobs, pods = (list(self._found[kind].values()) for kind in (self._kind, PODS))
+        waiting = [pod for pod in pods if pod.get("status", {}).get("phase", "Pending") == "Pending"]
+        found: list[Json] = []
+        for one in [*reversed(jobs), *waiting][:MAX_ASKED]:
+            about = {"involvedObject.name": one["metadata"]["name"]}
+            found += self._api.snapshot(EVENTS, {}, about, MAX_EACH)[0]
+        if any(QUEUE in job["metadata"].get("labels", {}) for job in jobs):
+            found += self._api.snapshot(EVENTS, {}, {"involvedObject.kind": "Workload"}, WORKLOADS)[0]
+        return sorted(found, key=_version), version
+
     def _list(self, kind: Kind, labels: Mapping[str, str]) -> str:
         """Take everything anew; the version that it is of."""
-        found, version = self._api.snapshot(kind, labels)
+        found, version = self._events_of_before() if kind == EVENTS else self._api.snapshot(kind, labels)
         with self._changed:
             if kind != EVENTS:
                 kept = {one["metadata"]["name"] for one in found}

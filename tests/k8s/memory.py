@@ -33,8 +33,11 @@ class MemoryApi:
     def get(self, kind: Kind, name: str) -> Json | None:
         return copy.deepcopy(self.objects.get((kind.plural, name)))
 
-    def snapshot(self, kind: Kind, labels: Mapping[str, str]) -> tuple[list[Json], str]:
-        return self.list(kind, labels), str(self._count)
+    def snapshot(
+        self, kind: Kind, labels: Mapping[str, str], fields: Mapping[str, str] | None = None, most: int | None = None
+    ) -> tuple[list[Json], str]:
+        found = [one for one in self.list(kind, labels) if all(_at(one, key) == v for key, v in (fields or {}).items())]
+        return found[:most], str(self._count)
 
     def watch(self, kind: Kind, labels: Mapping[str, str], version: str) -> Iterator[tuple[str, Json]]:
         raise NotImplementedError("MemoryView looks by itself")
@@ -129,6 +132,12 @@ class MemoryApi:
     def _touch(self, body: Json) -> None:
         self._count += 1
         body["metadata"]["resourceVersion"] = str(self._count)
+
+
+def _at(found: Json, path: str) -> Any:
+    for key in path.split("."):
+        found = found.get(key, {})
+    return found
 
 
 def _containers(job: Json) -> Json:

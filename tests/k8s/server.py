@@ -14,11 +14,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from k8s.client import CONFIG_MAPS, EVENTS, JOBS, PODS, PYTORCH_JOBS, Conflict, Exists, Json, Kind, KubernetesApi
+from k8s.client import EVENTS, Conflict, Exists, Json, Kind, KubernetesApi
+from k8s.client import KINDS as KIND_OF
 from tests.k8s.memory import MemoryApi
 
-KINDS = {kind.plural: kind for kind in (CONFIG_MAPS, EVENTS, JOBS, PODS, PYTORCH_JOBS)}
-NAMES = {"configmaps": "ConfigMap", "events": "Event", "jobs": "Job", "pods": "Pod", "pytorchjobs": "PyTorchJob"}
+KINDS = {kind.plural: kind for kind in (*KIND_OF.values(), EVENTS)}
+NAMES = {kind.plural: name for name, kind in KIND_OF.items()} | {"events": "Event"}
 STEP_S = 0.02
 
 
@@ -161,7 +162,9 @@ class ApiServer:
         if method == "POST":
             return 201, memory.create(body, dry_run="dryRun" in query)
         if method == "GET" and not name:
-            items, version = memory.snapshot(kind, _labels(query))
+            # One page whatever its limit says, but for a single object: who asks for that wants the version.
+            one = 1 if query.get("limit") == "1" else None
+            items, version = memory.snapshot(kind, _labels(query), _labels(query, "fieldSelector"), one)
             about = {"apiVersion": kind.api_version, "kind": f"{NAMES[kind.plural]}List"}
             return 200, {**about, "items": items, "metadata": {"resourceVersion": version}}
         found = memory.get(kind, name)
@@ -200,8 +203,8 @@ class ApiServer:
             handler.close_connection = True  # broken off in the middle, as by a process that dies
 
 
-def _labels(query: dict[str, str]) -> dict[str, str]:
-    return dict(part.split("=", 1) for part in query.get("labelSelector", "").split(",") if part)
+def _labels(query: dict[str, str], selector: str = "labelSelector") -> dict[str, str]:
+    return dict(part.split("=", 1) for part in query.get(selector, "").split(",") if part)
 
 
 def _send(handler: BaseHTTPRequestHandler, status: int, answer: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -112,12 +113,65 @@ def test_watches_that_break_off_go_on_where_they_were(server: ApiServer, quick: 
     a_job(server)
     mirror = a_mirror(server)
     until(mirror.jobs, "the job")
-    lists = [path for _, _, path in server.asked if "watch" not in path]
+    lists = listed(server)
     for index in range(5):
         server.epoch += 1
         server.change(lambda memory, index=index: memory.pod(index))
         until(lambda index=index: len(mirror.pods()) == index + 1, f"pod {index}")
-    assert [path for _, _, path in server.asked if "watch" not in path] == lists  # nothing was listed again
+    assert listed(server) == lists  # nothing was listed again
+    mirror.close()
+
+
+def listed(server: ApiServer) -> list[str]:
+    """What was listed, but for the one object that comes with the server's version."""
+    return [path for _, _, path in server.asked if "watch" not in path and not path.endswith("limit=1")]
+
+
+@pytest.mark.parametrize("restored", [True, False])
+def test_a_server_that_was_restored_from_a_backup_is_listed_again(
+    server: ApiServer, quick: None, restored: bool
+) -> None:
+    """Its versions begin again behind ours: it would send nothing until they have caught up, and what we know would
+    count as newer than all that it says. A store that only starts again forgets nothing."""
+    job = a_job(server)
+    server.change(lambda memory: memory.pod(0))
+    mirror = a_mirror(server)
+    backup, version = copy.deepcopy(server.memory.objects), server.memory._count
+    server.change(lambda memory: memory.pod(1))
+    for _ in range(50):
+        server.change(lambda memory: memory.condition("Running", "later"))
+    until(lambda: len(mirror.pods()) == 2 and "status" in mirror.jobs()[0], "what the backup has not")
+    lists = listed(server)
+    with server.lock:
+        if restored:
+            server.memory.objects, server.memory._count = backup, version
+            server._seen, server.changes = {}, []
+            server._record()
+        server.epoch += 1
+    if restored:
+        until(lambda: len(mirror.pods()) == 1 and "status" not in mirror.jobs()[0], "what the backup has")
+        server.change(lambda memory: memory.condition("Failed", "after the restore"))
+        until(lambda: "after the restore" in str(mirror.jobs()), "news")
+        assert [one["metadata"]["name"] for one in mirror.jobs()] == [job]
+    else:
+        server.change(lambda memory: memory.pod(2))
+        until(lambda: len(mirror.pods()) == 3, "news")
+    assert (listed(server) != lists) is restored
+    mirror.close()
+
+
+def test_events_of_before_are_asked_for_by_object_and_never_the_namespaces(server: ApiServer) -> None:
+    name = a_job(server)
+    server.change(lambda memory: memory.pod(0, phase="Pending"))
+    server.change(lambda memory: memory.pod(1))
+    server.event("somebody-else", "FailedScheduling", "not ours")
+    server.event(name, "FailedCreatePod", "exceeded quota", kind="PyTorchJob")
+    server.event(f"{name}-worker-0", "FailedScheduling", "0/2 nodes")
+    server.event(f"{name}-worker-1", "Started", "of a pod that runs", warning=False)
+    mirror = a_mirror(server)
+    assert {one.reason for one in mirror.events()} == {"FailedCreatePod", "FailedScheduling"}
+    asked = [path.partition("?")[2] for _, _, path in server.asked if "/events" in path and "watch" not in path]
+    assert len(asked) == 3 and all("fieldSelector=involvedObject.name" in one for one in asked if one != "limit=1")
     mirror.close()
 
 
