@@ -1,22 +1,28 @@
 "use strict";
 const steps = [...document.querySelectorAll(".step")];
 const area = (step) => step.querySelector("textarea");
-const first = new Map(steps.map((step) => [step, area(step).value]));
+const first = new Map(steps.map((step) => [step, area(step).defaultValue]));
 let saved = true;
+
+// Words that stood there and were emptied are taken away (null); what was empty stays unanswered.
+function words(step) {
+  return area(step).value.trim() || (first.get(step).trim() ? null : "");
+}
 
 function lines() {
   return steps.map((step) => JSON.stringify({
     sample: step.dataset.sample,
     step: Number(step.dataset.step),
     digest: step.dataset.digest,
-    reasoning: area(step).value.trim(),
+    reasoning: words(step),
   })).join("\n") + "\n";
 }
 
 function look(step) {
   const text = area(step).value.trim();
   step.classList.toggle("changed", text !== first.get(step).trim());
-  step.querySelector(".words").textContent = text ? `${text.split(/\s+/).length} words` : "";
+  const told = words(step) === null ? "the words are taken away" : "";
+  step.querySelector(".words").textContent = text ? `${text.split(/\s+/).length} words` : told;
 }
 
 function count() {
@@ -55,8 +61,8 @@ document.getElementById("load").addEventListener("change", async (event) => {
     let answer = null;
     try { answer = JSON.parse(line); } catch { left += 1; continue; }
     const step = answer && of.get(`${answer.sample}\n${answer.step}\n${answer.digest}`);
-    if (!step || typeof answer.reasoning !== "string") { left += 1; continue; }
-    if (answer.reasoning) area(step).value = answer.reasoning;
+    if (!step || !(typeof answer.reasoning === "string" || answer.reasoning === null)) { left += 1; continue; }
+    if (answer.reasoning !== "") area(step).value = answer.reasoning ?? "";
     look(step);
     taken += 1;
   }

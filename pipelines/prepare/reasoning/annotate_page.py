@@ -57,7 +57,8 @@ def _guide(filters: Filters) -> str:
         f"what is still to be done, in the first person, in {filters.min_words} to {filters.max_words} words, in the "
         "language of the task. Name elements by their words, not by coordinates. The right screenshot shows what "
         "followed and the red mark where it happened: who will learn from it sees neither, so do not speak of them. "
-        "Leave empty what you cannot say. Then save, and give the file to <code>qwenvl data annotate import</code>.</p>"
+        "Leave empty what you cannot say; words that stand there already are taken away where you empty their field. "
+        "Then save, and give the file to <code>qwenvl data annotate import</code>.</p>"
     )
 
 

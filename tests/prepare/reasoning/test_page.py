@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -100,13 +101,14 @@ def source(tmp_path: Path) -> Source:
     return Source.open(stored(str(tmp_path), [a_walk("w0"), a_walk("w1", query="Find a hotel")]))
 
 
-@pytest.fixture
-def browser(source: Source, tmp_path: Path) -> Iterator[Browser]:
+@contextlib.contextmanager
+def opened(source: Source, folder: Path) -> Iterator[Browser]:
+    """The exported page; skips where there is no browser."""
     if shutil.which("chromium") is None:
         pytest.skip("no chromium on this machine")
     pytest.importorskip("websocket")
-    export(source, str(tmp_path / "out"), samples=10)
-    found = Browser(tmp_path, tmp_path / "out" / "index.html")
+    export(source, str(folder / "out"), samples=10)
+    found = Browser(folder, folder / "out" / "index.html")
     try:
         found.until("document.readyState === 'complete' && document.getElementById('count')?.textContent")
         yield found
@@ -114,10 +116,25 @@ def browser(source: Source, tmp_path: Path) -> Iterator[Browser]:
         found.close()
 
 
+@pytest.fixture
+def browser(source: Source, tmp_path: Path) -> Iterator[Browser]:
+    with opened(source, tmp_path) as found:
+        yield found
+
+
+def saved(browser: Browser, folder: Path) -> Path:
+    """What the page's button saves."""
+    folder.mkdir()
+    browser.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
+    browser.run("document.getElementById('save').click()")
+    until = time.monotonic() + LIMIT_S
+    while not (folder / "answers.jsonl").exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    return folder / "answers.jsonl"
+
+
 @pytest.mark.slow
 def test_words_written_on_the_page_are_saved_and_taken_into_shards(browser: Browser, source: Source, tmp_path: Path):
-    (tmp_path / "saved").mkdir()
-    browser.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path / "saved"))
     assert browser.run("document.querySelectorAll('textarea').length") == 8
     assert browser.run("[...document.images].every((one) => one.complete && one.naturalWidth > 0)")
     browser.run(f"document.querySelector('textarea').value = {json.dumps(WORDS)}")
@@ -125,14 +142,31 @@ def test_words_written_on_the_page_are_saved_and_taken_into_shards(browser: Brow
     assert browser.run("document.getElementById('count').textContent") == (
         "1 of 8 steps have words, 1 changed here, not saved"
     )
-    browser.run("document.getElementById('save').click()")
-    saved = tmp_path / "saved" / "answers.jsonl"
-    until = time.monotonic() + LIMIT_S
-    while not saved.exists() and time.monotonic() < until:
-        time.sleep(0.1)
-    found = take(source, str(saved), str(tmp_path / "new"))
+    found = take(source, str(saved(browser, tmp_path / "saved")), str(tmp_path / "new"))
     assert found["made"]["steps written"] == 1 and found["made"]["steps not answered"] == 7
     assert read_back(str(tmp_path / "new"))[0][0].messages[1].parts[0].text == f"{WORDS}\n"  # type: ignore[union-attr]
+
+
+@pytest.mark.slow
+def test_words_that_are_emptied_on_the_page_are_taken_away_and_stay_so_when_it_is_loaded(tmp_path: Path):
+    source = Source.open(stored(str(tmp_path), [a_walk("w0", words=(WORDS, WORDS))]))
+    type_into = "(number, text) => { const one = document.querySelectorAll('textarea')[number]; one.value = text; "
+    type_into += "one.dispatchEvent(new Event('input')); }"
+    with opened(source, tmp_path) as browser:
+        browser.run(f"({type_into})(1, '')")
+        told = browser.run("document.querySelectorAll('.words')[1].textContent")
+        path = saved(browser, tmp_path / "saved")
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        assert [line["reasoning"] for line in lines] == [WORDS, None, "", ""] and told == "the words are taken away"
+        browser.run(f"({type_into})(1, 'other words')")
+        load = "document.getElementById('load')"
+        browser.run(f"const files = new DataTransfer(); files.items.add(new File([{json.dumps(path.read_text())}], "
+                    f"'a')); {load}.files = files.files; {load}.dispatchEvent(new Event('change'))")  # fmt: skip
+        browser.until("document.getElementById('count').textContent.includes('loaded 4 lines, 0 belong')")
+        shown = browser.run("[...document.querySelectorAll('textarea')].map((one) => one.value)")
+        assert shown == [WORDS, "", "", ""]
+    found = take(source, str(path), str(tmp_path / "new"))
+    assert found["made"]["steps whose words were taken away"] == 1 and found["made"]["steps unchanged"] == 1
 
 
 @pytest.mark.slow
