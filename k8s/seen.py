@@ -170,7 +170,7 @@ def _worker(pod: Json, events: Sequence[Event]) -> Worker:
         note=_newest([one for one in events if one.warning and one.name == name]),
         container=container.get("name", ""),
         image=container.get("image", ""),
-        pulled=bool(about.get("imageID") or state.get("running")),
+        pulled=bool(about.get("imageID")) or "running" in state,
         host=spec.get("hostname", ""),
     )
 

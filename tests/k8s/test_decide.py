@@ -208,6 +208,19 @@ def test_queue_and_volume_and_quota_are_quoted_from_events() -> None:
     assert isinstance(state, Wait) and 'secret "x" not found' in state.reason
 
 
+@pytest.mark.parametrize("whose", ["a pod beside it", "an attempt before", "another image's", "nobody's"])
+def test_an_image_that_another_pod_had_is_tried_again_elsewhere(whose: str) -> None:
+    """By the same digest: then it is the node or the registry."""
+    trail, image = Trail(started=0.0), "r.example/trainer@sha256:1"
+    waits = a_worker(1, phase="Pending", waiting="ImagePullBackOff: i/o timeout", image=image)
+    beside = a_worker(0, image=image, pulled=whose == "a pod beside it")
+    trail.pulled = {"an attempt before": {image}, "another image's": {"r.example/trainer@sha256:2"}}.get(whose, set())
+    state = judge(Seen(exists=True, workers=(beside, waits), wanted=2), trail=trail)
+    assert isinstance(state, Ended) and "i/o timeout" in state.cause
+    known = whose in ("a pod beside it", "an attempt before")
+    assert (state.decision, state.suspect, state.node) == ("retry" if known else "permanent", known, "n-1")
+
+
 @pytest.mark.parametrize("reason", ["ImagePullBackOff", "CreateContainerConfigError", "InvalidImageName"])
 def test_what_no_waiting_cures_fails_at_once(reason: str) -> None:
     state = judge(Seen(exists=True, workers=(a_worker(0, phase="Pending", waiting=f"{reason}: told why"),)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from k8s.names import Run
 from k8s.tasks import first_digest, progress_of, task_of
 from tests.k8s.bench import OUT, RECIPE, Bench, a_record, another, script, under_way
 from tests.k8s.memory import waiting
-from trainer import heartbeat
+from trainer import heartbeat, storage
 from trainer.command import PrepareCall, prepare_command
 from trainer.errors import ClusterError, UsageError
 from trainer.heartbeat import Figures
@@ -82,6 +83,51 @@ def test_a_job_that_succeeded_without_a_result_is_not_done() -> None:
     with pytest.raises(ClusterError, match="no verified result"):
         bench.launch()
     assert sum(call.startswith("create PyTorchJob") for call in bench.api.calls) == 2
+
+
+def test_a_job_that_succeeded_without_a_result_tells_what_its_ranks_said(tmp_path: Path) -> None:
+    bench = Bench()
+    said = storage.join(str(tmp_path), "attempts", "0001", "rank0.log")
+    storage.write_bytes(said, b"result not written: bucket is read-only\n")
+
+    def act() -> None:
+        bench.done = bench.created() > 1
+        bench.api.condition("Succeeded")
+
+    script(bench, act)
+    bench.launch(stage_uri=str(tmp_path))
+    assert bench.heard("    result not written: bucket is read-only") and bench.heard("last lines of rank 0, attempt 1")
+
+
+@pytest.mark.parametrize("ran", [True, False])
+def test_an_image_that_an_attempt_before_had_is_tried_again_but_not_for_ever(ran: bool, tmp_path: Path) -> None:
+    """Also by a launcher that comes after one that was lost; three attempts that get nothing done are enough."""
+    first = Bench()
+    attempt = first.launcher(records=str(tmp_path))
+    attempt._begun(attempt._created(1), 1)
+    state = {"running": {}} if ran else {"waiting": {"reason": "ContainerCreating"}}
+    seen = {"phase": "Running" if ran else "Pending", "containerStatuses": [{"state": state}]}
+
+    def fails() -> None:
+        if "pods" not in {plural for plural, _ in first.api.objects}:
+            first.api.pod(0, **seen)
+        else:
+            first.fail(139)
+
+    attempt.sleep = _lost
+    script(first, fails)
+    with pytest.raises(KeyboardInterrupt):
+        attempt.launch()
+    again = another(first, "run-1")
+    script(again, lambda: again.api.pod(0, node="node-b", **waiting("ImagePullBackOff", "i/o timeout")))
+    with pytest.raises(ClusterError, match=r"without_progress" if ran else "trying again would not help"):
+        again.launch(records=str(tmp_path))
+    assert again.created() == (3 if ran else 2)
+    assert again.heard("which another pod had") is ran
+
+
+def _lost(seconds: float) -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_hopeless_pod_ends_the_attempt_and_frees_its_gpus() -> None:
