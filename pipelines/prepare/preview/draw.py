@@ -22,8 +22,11 @@ SIDE = 640
 """Longest side of a picture on the page."""
 LEAST = 320
 """Smaller ones are shown larger, so that what is drawn on them can be seen."""
-FRAME_HEIGHT = 130
+FRAME_HEIGHT = 112
+"""Eight square ones go side by side."""
 FRAMES = 8
+LINE = 22
+"""Pixels of a line of bars."""
 COLOURS = ("#d6303f", "#1668c4", "#16803c", "#a24fbf", "#c26a00", "#00808a", "#8a5a2b", "#c2368d")
 
 
@@ -50,12 +53,14 @@ def picture(
     scale = max(1.0, LEAST / max(image.size))
     width, height = round(image.width * scale), round(image.height * scale)
     unit = item.width / width
-    drawn = "".join(_shape(number, thing, item, unit) for number, thing in objects)
-    drawn += "".join(_action(number, action, unit) for number, action in actions)
+    masks = "".join(_mask(thing.at, item, number) for number, thing in objects if isinstance(thing.at, Mask))
+    lines = "".join(_shape(number, thing, item, unit) for number, thing in objects)
+    lines += "".join(_action(number, action, unit) for number, action in actions)
+    view = f"viewBox='0 0 {item.width} {item.height}' preserveAspectRatio='none'"
+    areas = f"<svg {view}>{masks}</svg>" if masks else ""
     return (
         f"<div class='shown' style='width:{width}px'><img src='{data_uri(image)}' alt='' width='{width}' "
-        f"height='{height}'><svg viewBox='0 0 {item.width} {item.height}' preserveAspectRatio='none'>{drawn}"
-        "</svg></div>"
+        f"height='{height}'>{areas}<svg class='lines' {view}>{lines}</svg></div>"
     )
 
 
@@ -67,11 +72,11 @@ def _shape(number: int, thing: Object, item: Media, unit: float) -> str:
     if isinstance(at, Point):
         x, y = at.xy
         body = f"<circle cx='{x:g}' cy='{y:g}' r='{6 * unit:.2f}' fill='{colour(number)}55' {pen}>{title}</circle>"
-        return body + _tag(number, x + 7 * unit, y - 7 * unit, unit)
+        beside = 7 if x + 30 * unit <= item.width else -7 - 12 * (0.7 * len(str(number + 1)) + 0.5)
+        return body + _tag(number, x + beside * unit, y - 7 * unit, unit, item)
     x0, y0, x1, y1 = at.xyxy
-    body = _mask(at, item, number) if isinstance(at, Mask) else ""
-    body += f"<rect x='{x0:g}' y='{y0:g}' width='{x1 - x0:g}' height='{y1 - y0:g}' fill='none' {pen}>{title}</rect>"
-    return body + _tag(number, x0, y0, unit)
+    body = f"<rect x='{x0:g}' y='{y0:g}' width='{x1 - x0:g}' height='{y1 - y0:g}' fill='none' {pen}>{title}</rect>"
+    return body + _tag(number, x0, y0, unit, item)
 
 
 def _mask(at: Mask, item: Media, number: int) -> str:
@@ -95,10 +100,11 @@ def _mask(at: Mask, item: Media, number: int) -> str:
     )
 
 
-def _tag(number: int, x: float, y: float, unit: float) -> str:
+def _tag(number: int, x: float, y: float, unit: float, item: Media) -> str:
+    """The object's number, within the picture."""
     size = 12 * unit
     width = size * (0.7 * len(str(number + 1)) + 0.5)
-    top = max(0.0, y - size * 1.2)
+    x, top = max(0.0, min(x, item.width - width)), max(0.0, y - size * 1.2)
     return (
         f"<rect x='{x:g}' y='{top:g}' width='{width:g}' height='{size * 1.2:g}' fill='{colour(number)}'/>"
         f"<text x='{x + size * 0.25:g}' y='{top + size:g}' font-size='{size:g}' fill='#fff'>{number + 1}</text>"
@@ -131,14 +137,25 @@ def frames(item: Media, data: bytes, spans: Sequence[tuple[int, Object]]) -> str
         f"<figcaption>{number / item.fps:.2f} s</figcaption></figure>"
         for number, frame in zip(numbers, pixels, strict=True)
     )
-    bars = "".join(
-        f"<div class='bar' style='left:{_share(thing.at.start_s, item)}%;width:"
-        f"{_share(thing.at.end_s - thing.at.start_s, item)}%;background:{colour(number)}' "
-        f"title='{html.escape(thing.label, quote=True)}'>{number + 1}</div>"
-        for number, thing in spans
-        if isinstance(thing.at, Span)
-    )
-    return f"<div class='strip'>{strip}</div>" + (f"<div class='time'>{bars}</div>" if bars else "")
+    return f"<div class='strip'>{strip}</div>{_bars(item, spans)}"
+
+
+def _bars(item: Media, spans: Sequence[tuple[int, Object]]) -> str:
+    """A bar for each span of time; those that overlap lie below each other."""
+    until: list[float] = []
+    """Where each line is taken up to."""
+    bars = ""
+    for number, thing in spans:
+        if not isinstance(at := thing.at, Span):
+            continue
+        line = next((line for line, end in enumerate(until) if end <= at.start_s), len(until))
+        until[line : line + 1] = [at.end_s]
+        bars += (
+            f"<div class='bar' style='top:{LINE * line}px;left:{_share(at.start_s, item)}%;width:"
+            f"{_share(at.end_s - at.start_s, item)}%;background:{colour(number)}' "
+            f"title='{html.escape(thing.label, quote=True)}'>{number + 1}</div>"
+        )
+    return f"<div class='time' style='height:{LINE * len(until) - 2}px'>{bars}</div>" if bars else ""
 
 
 def _share(seconds: float, item: Media) -> str:

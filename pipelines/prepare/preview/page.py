@@ -20,8 +20,11 @@ from trainer.errors import MediaError
 
 Numbered = dict[int, list[tuple[int, Object]]]
 """Medium -> its objects with their numbers in the sample."""
-LINES = "<style>div[format] > div { white-space: pre-line; }</style>"
-"""ABC has lines; what the model writes has no style."""
+LINES = (
+    "<style>div[format] > div { white-space: pre-line; } "
+    "p, li, td, th, h1, h2, h3, h4, h5, h6 { unicode-bidi: plaintext; }</style>"
+)
+"""ABC has lines, Arabic runs from right to left; what the model writes has no style."""
 
 
 def write_preview(sources: Sequence[Source], path: str, *, samples: int) -> int:
@@ -39,13 +42,17 @@ def write_preview(sources: Sequence[Source], path: str, *, samples: int) -> int:
             "</p></header>"
         )
         for source in sources:
-            file.write(f"<section><h2>{_text(_title(source))}</h2><p class='quiet'>{source.num_samples:,} samples</p>")
+            file.write(f"<section><h2>{_text(_title(source))}</h2><p class='quiet'>{_samples(source.num_samples)}</p>")
             for card in _cards(source, samples):
                 file.write(card)
                 shown += 1
             file.write("</section>")
         file.write("</main></body></html>\n")
     return shown
+
+
+def _samples(count: int) -> str:
+    return f"{count:,} sample{'s' if count != 1 else ''}"
 
 
 def _title(source: Source) -> str:
@@ -91,6 +98,7 @@ class _Sample:
         self.pages: set[int] = set()
         """Media that are shown beside their HTML."""
         self.actions: dict[int, list[tuple[int, Action]]] = {}
+        self.steps = [message for message in sample.messages if any(isinstance(p, Action) for p in message.parts)]
         count = 0
         for part in parts_of(sample):
             if isinstance(part, Objects):
@@ -103,12 +111,14 @@ class _Sample:
 
     def message(self, message: Message) -> str:
         body = "".join(self.part(part) for part in message.parts)
-        return f"<div class='message {message.role}'><span class='role'>{message.role}</span>{body}</div>"
+        at = next((number for number, step in enumerate(self.steps, 1) if step is message), 0)
+        told = f", step {at} of {len(self.steps)}" if at else ""
+        return f"<div class='message {message.role}'><span class='role'>{message.role}{told}</span>{body}</div>"
 
     def part(self, part: object) -> str:
         kind = part.part  # type: ignore[attr-defined]
         if kind == "text":
-            return f"<p class='said'>{_text(part.text)}</p>" if part.text else ""  # type: ignore[attr-defined]
+            return f"<p class='said'>{_text(part.text)}</p>" if part.text.strip() else ""  # type: ignore[attr-defined]
         if kind in ("image", "video"):
             number = part.media  # type: ignore[attr-defined]
             return self.medium(number) if number not in self.pages else f"<p class='quiet'>page {number + 1}</p>"
