@@ -78,7 +78,9 @@ def place(task: dsl.PipelineTask, pods: StepPods | None) -> dsl.PipelineTask:
         task.set_env_variable(name, value)
     if pods.secret is not None:
         name, access, secret = pods.secret
-        kubernetes.use_secret_as_env(task, name, {access: ACCESS, secret: SECRET})  # `optional` came after KFP 2.14
+        kubernetes.use_secret_as_env(task, name, {access: ACCESS, secret: SECRET})
+        for one in task.platform_config["kubernetes"]["secretAsEnv"]:
+            del one["optional"]  # false, the default; KFP 2.14 does not know the field and refuses the whole pipeline
     if pods.pull_secrets:
         kubernetes.set_image_pull_secrets(task, list(pods.pull_secrets))
     for key, value in sorted(pods.node_labels.items()):
