@@ -64,6 +64,20 @@ def test_every_number_of_the_real_recipes_stands_beside_its_source_or_the_word_o
         assert "arXiv 2502.13923" in head
 
 
+@pytest.mark.parametrize("name", [*FULL, "qwen3_vl_4b", "qwen3_vl_8b", "qwen3_vl_32b"])
+def test_real_recipes_use_what_they_make_and_need_no_judge_without_it(name: str):
+    recipe = load_recipe(name)
+    made = {source for source, stated in recipe.prepare.sources.items() if stated.path.startswith("source://")}
+    used = {source for stage in recipe.stages.named().values() for source in stage.data}
+    assert {"asked", "reasoned", "captioned"} <= made <= used
+    judged = ("reasoned", "captioned")
+    without = [f"prepare.sources.{one}=null" for one in judged] + [f"stages.stage3.data.{one}=null" for one in judged]
+    left = load_recipe(name, without).prepare.sources.values()
+    assert not any(source.reasoning or source.captioning for source in left)
+    with pytest.raises(RecipeError, match="no such source"):
+        load_recipe(name, without[:2])
+
+
 def test_unknown_keys_bad_values_and_wrong_names_are_reported_together_by_path():
     found = problems(
         "stages.stage1.trian.llm=true", "stages.sft.optim.lr=-1", "prepare.sources.text.kind=txt", "stages.dpo.dpo=1"
