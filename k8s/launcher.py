@@ -1,6 +1,6 @@
 """A step of the pipeline on a cluster: the entry points.
 
-    run_step("train", cluster="onprem", out="s3://...", stage="sft")     returns when the step is done, or raises
+    run_step(StepCall("train", cluster="onprem", out="s3://...", stage="sft"))    returns when it is done, or raises
 
 The loop itself is k8s/loop.py, removing what a run still owns is k8s/cleanup.py. Nothing here imports torch or mlflow.
 """
@@ -12,6 +12,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from k8s import names
 from k8s.cleanup import default_run_id
@@ -31,31 +32,33 @@ OWNER = "QWENVL_OWNER"
 Say = Callable[[str], None]
 
 
-def run_step(
-    what: str,
-    *,
-    cluster: str,
-    out: str,
-    stage: str | None = None,
-    accept_changes: Iterable[str] = (),
-    run_id: str | None = None,
-    parent_run: str | None = None,
-    say: Say | None = None,
-) -> None:
-    """Do a step on a cluster and wait for it; done already is fine.
+@dataclass(frozen=True)
+class StepCall:
+    """Which step, where.
 
     Args:
         what: train, init, generate, export, evaluate; prepare-data, prepare-stage, requests, select.
         cluster: shipped example, path, URI or YAML of the cluster file.
         out: the run's output, where OUT/recipe.json has been settled.
         run_id: who owns what is created; default: QWENVL_RUN_ID, else a name made from `out`.
+    """
+
+    what: str
+    cluster: str
+    out: str
+    stage: str | None = None
+    accept_changes: Iterable[str] = ()
+    run_id: str | None = None
+    parent_run: str | None = None
+
+
+def run_step(call: StepCall, *, say: Say | None = None) -> None:
+    """Do a step on a cluster and wait for it; done already is fine.
 
     Raises:
         ClusterError: with the cause's own exit code, when the step failed for good.
     """
-    offered, task = prepared(
-        what, cluster=cluster, out=out, stage=stage, accept_changes=accept_changes, run_id=run_id, parent_run=parent_run
-    )
+    offered, task = prepared(call)
     say = say or (lambda line: print(line, flush=True))
     with word_at_sigterm(task.step):
         Launcher(connect(offered.namespace), offered, task, say=say, retried=True).launch()
@@ -81,18 +84,9 @@ def word_at_sigterm(step: str) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def prepared(
-    what: str,
-    *,
-    cluster: str,
-    out: str,
-    stage: str | None = None,
-    accept_changes: Iterable[str] = (),
-    run_id: str | None = None,
-    parent_run: str | None = None,
-) -> tuple[Cluster, Task]:
-    """The cluster file and the step, both checked. Arguments as run_step's."""
-    offered = load_cluster(cluster)
+def prepared(call: StepCall) -> tuple[Cluster, Task]:
+    """The cluster file and the step, both checked."""
+    offered, out = load_cluster(call.cluster), call.out
     if examples := example_images(offered):
         raise ClusterError(
             "the cluster file still has the example's images",
@@ -107,9 +101,9 @@ def prepared(
     recipe = from_resolved(storage.read_json(uri), where=uri)
     run = Run(
         out=out,
-        id=run_id or default_run_id(out),
-        accept_changes=tuple(accept_changes),
-        parent_run=parent_run or os.environ.get(PARENT_RUN),
+        id=call.run_id or default_run_id(out),
+        accept_changes=tuple(call.accept_changes),
+        parent_run=call.parent_run or os.environ.get(PARENT_RUN),
         owner=names.owner_of(os.environ[OWNER]) if os.environ.get(OWNER) else None,
     )
-    return offered, task_of(what, recipe, offered, run, stage=stage)
+    return offered, task_of(call.what, recipe, offered, run, stage=call.stage)

@@ -233,7 +233,7 @@ def _on_cluster(cluster: str, what: str, out: str, run_id: str, **more: Any) -> 
     try:
         from k8s import launcher
 
-        launcher.run_step(what, cluster=cluster, out=out, run_id=run_id or None, **more)
+        launcher.run_step(launcher.StepCall(what, cluster, out, run_id=run_id or None, **more))
     except ImportError as error:
         if (error.name or "").partition(".")[0] not in CLUSTER_PACKAGES:
             raise  # something else is broken, and says what

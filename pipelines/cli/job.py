@@ -111,12 +111,14 @@ def launch(asked: argparse.Namespace) -> int:
     )
     what, stage = named(asked.step, recipe)
     offered, task = launcher.prepared(
-        what,
-        cluster=_inline(asked.cluster),
-        out=asked.out,
-        stage=stage,
-        accept_changes=_accepted(stage, asked.accept_changes),
-        run_id=asked.run_id,
+        launcher.StepCall(
+            what,
+            _inline(asked.cluster),
+            asked.out,
+            stage=stage,
+            accept_changes=_accepted(stage, asked.accept_changes),
+            run_id=asked.run_id,
+        )
     )
     api = connect(offered.namespace)
     if asked.verb == "create":

@@ -20,6 +20,7 @@ from k8s.record import Record
 from pipelines.cli.main import main
 from tests.k8s.bench import a_record
 from tests.k8s.memory import MemoryApi
+from tests.k8s.operators import Trainer
 from tests.k8s.server import ApiServer
 from tests.state.weed import BUCKET, program, s3_server
 from trainer import storage
@@ -153,6 +154,25 @@ def test_stop_removes_the_job_and_says_when_there_is_none(world: World, capsys: 
     assert world.run("stop") == 0
     assert "nothing was under way" in capsys.readouterr().out
     assert main(["job", "stop", "--cluster", world.cluster, "--out", world.out]) == 0  # every step of the output
+
+
+def test_a_trainjob_is_rendered_created_read_and_stopped_where_the_cluster_file_chooses_it(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = Path(world.cluster).read_text(encoding="utf-8")
+    Path(world.cluster).write_text(f"{text}\njob_kind: TrainJob\n")
+    assert world.run("render", "init", "--recipe", "tiny") == 0
+    objects = list(yaml.safe_load_all(capsys.readouterr().out))
+    assert [one["kind"] for one in objects] == ["ConfigMap", "TrainingRuntime", "TrainJob"]
+    assert world.run("create", "init", "--recipe", "tiny") == 0
+    made = {plural: name for plural, name in world.server.memory.objects}
+    assert made["trainjobs"] == made["trainingruntimes"] == objects[2]["metadata"]["name"]
+    world.server.log = "2026-11-22T00:00:00Z from rank 0\n"
+    world.server.change(lambda memory: Trainer(memory).pods(0))
+    assert world.run("logs", "init") == 0 and "from rank 0" in capsys.readouterr().out
+    assert world.run("stop", "init") == 0
+    left = {plural for plural, _ in world.server.memory.objects}
+    assert left == {"pods"}, "which the JobSet owned"
 
 
 def test_logs_come_from_the_pod_and_else_from_storage_which_is_said(

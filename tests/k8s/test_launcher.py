@@ -19,6 +19,7 @@ from k8s.client import PYTORCH_JOBS, Conflict
 from k8s.cluster import load_cluster
 from k8s.decide import Progress
 from k8s.job import render_prepare
+from k8s.launcher import StepCall
 from k8s.names import Run
 from k8s.tasks import first_digest, progress_of, task_of
 from tests.k8s.bench import OUT, RECIPE, Bench, a_record, another, script, under_way
@@ -283,11 +284,11 @@ def test_a_preparation_step_is_a_job_and_done_when_the_job_is() -> None:
 def test_the_examples_images_and_a_local_output_are_refused_before_anything(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launcher, "connect", lambda namespace: pytest.fail("connected"))
     with pytest.raises(ClusterError, match=r"images\.trainer, images\.launcher"):
-        launcher.run_step("train", cluster="test", out=OUT, stage="sft")
+        launcher.run_step(StepCall("train", "test", OUT, stage="sft"))
     own = "\n".join(f"  {name}: r.example/x@sha256:{'1' * 64}" for name in ("trainer", "launcher", "prepare"))
     text = load_text("test").replace(load_text("test").split("images:\n")[1].split("storage:")[0], own + "\n")
     with pytest.raises(UsageError, match="object store"):
-        launcher.run_step("train", cluster=text, out="/tmp/out", stage="sft")
+        launcher.run_step(StepCall("train", text, "/tmp/out", stage="sft"))
 
 
 def load_text(name: str) -> str:
