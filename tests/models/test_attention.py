@@ -1,10 +1,10 @@
-"""Rule 8: no L x L mask is ever built; flash-attention's kernel for unequal lengths where it is installed."""
+"""Rule 8: no L x L mask is ever built; what flash-attention's kernel is given. The kernel itself: tests/gpu."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from trainer.step.packed import place
 
 LONG = 32768
 Note = Callable[..., None]
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
 def peak_bytes(call: Callable[[], Any]) -> int:
@@ -171,53 +170,3 @@ def test_what_a_pack_and_its_tower_attend_by_is_copied_without_waiting() -> None
     with Copies() as copies:
         torch.arange(3).to("meta")
     assert copies.free == [False], "negative control: a copy that waits is seen"
-
-
-@pytest.fixture
-def no_waiting() -> Iterator[None]:
-    torch.cuda.set_sync_debug_mode("error")
-    yield
-    torch.cuda.set_sync_debug_mode("default")
-
-
-@pytest.mark.gpu
-@needs_cuda
-@pytest.mark.parametrize("kernel", ["sdpa", "flash-attn"])
-def test_attention_on_cuda_never_waits_for_the_device(
-    kernel: str, monkeypatch: pytest.MonkeyPatch, no_waiting: None
-) -> None:
-    """Forward and backward, and the copies before them, where PyTorch refuses whatever waits."""
-    if kernel == "flash-attn" and attention._flash_attn()[0] is None:
-        pytest.skip(f"flash-attn is {attention._flash_attn()[1]}")
-    if kernel == "sdpa":
-        monkeypatch.setattr(attention, "varlen_kernel", lambda kind, dtype: None)
-    attention._bounds.cache_clear()
-    heads = [torch.randn(1, n, 23, 16, device="cuda", dtype=torch.bfloat16, requires_grad=True) for n in (4, 2, 2)]
-    segment_attention(torch.nn.Module(), *heads, None, segments=segments_of(TABLE))[0].sum().backward()
-    qkv = torch.randn(23, 3, 4, 16, device="cuda", dtype=torch.bfloat16, requires_grad=True)
-    window_attention(qkv, windows_of([4, 9, 4, 6], "cuda"), 0.25).sum().backward()
-    with pytest.raises(RuntimeError, match="synchroniz"):  # negative control: the mode sees a copy that waits
-        torch.tensor([0, 5, 14], device="cuda")
-
-
-@pytest.mark.gpu
-@needs_cuda
-@pytest.mark.parametrize("kernel", ["sdpa", "flash-attn"])
-def test_half_precision_on_cuda_is_near_fp32_on_cpu(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forward and gradients; a pack's segments and a tower's windows."""
-    if kernel == "flash-attn" and attention._flash_attn()[0] is None:
-        pytest.skip(f"flash-attn is {attention._flash_attn()[1]}")
-    if kernel == "sdpa":
-        monkeypatch.setattr(attention, "varlen_kernel", lambda kind, dtype: None)
-    segments: tuple[Segment, ...] = segments_of(TABLE)
-    module, exact, half = torch.nn.Module(), some_heads(), some_heads(device="cuda", dtype=torch.bfloat16)
-    found = []
-    for heads in (exact, half):
-        leaves = [head.detach().requires_grad_() for head in heads]
-        out = segment_attention(module, *leaves, None, segments=segments)[0]
-        out.float().square().sum().backward()
-        found.append(
-            [out.detach().float().cpu(), *(leaf.grad.float().cpu() for leaf in leaves if leaf.grad is not None)]
-        )
-    for got, want in zip(found[1], found[0], strict=True):
-        assert far(got, want) < 2e-2
