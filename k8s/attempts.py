@@ -107,16 +107,8 @@ class Attempts:
 
     def still_ours(self, job: Json) -> None:
         """Of two launchers for one job, the one that took it over goes on."""
-        marks = job["metadata"].get("annotations", {})
         refuse_suspended(job, do="qwenvl job watch resumes it")
-        if (marks.get(names.OWNER), marks.get(names.LAUNCHER)) != (self.run.id, self.launcher):
-            raise ClusterError(
-                "another run took the job over",
-                where=job["metadata"]["name"],
-                got=f"owner {marks.get(names.OWNER)}, launcher {marks.get(names.LAUNCHER)}",
-                expected=f"owner {self.run.id}, launcher {self.launcher}",
-                do="follow that run; running this one again takes the job back",
-            )
+        _refuse_taken(job, (self.run.id, self.launcher))
 
     # ------------------------------------------------------------ create
 
@@ -237,7 +229,7 @@ class Attempts:
         Raises:
             ClusterError: somebody took it over.
         """
-        return delete_as_seen(self.api, job, lambda found: _refuse_taken(job, found))
+        return delete_as_seen(self.api, job, lambda found: _refuse_taken(found, _holder(job)))
 
 
 def delete_as_seen(api: Api, job: Json, wanted: Callable[[Json], bool]) -> bool:
@@ -261,17 +253,20 @@ def delete_as_seen(api: Api, job: Json, wanted: Callable[[Json], bool]) -> bool:
     raise ClusterError("the job changes faster than it can be removed", where=name, do="run again")
 
 
-def _refuse_taken(known: Json, found: Json) -> bool:
-    before, now = (
-        [one["metadata"].get("annotations", {}).get(mark) for mark in (names.OWNER, names.LAUNCHER)]
-        for one in (known, found)
-    )
-    if before != now:
+def _holder(job: Json) -> tuple[str | None, str | None]:
+    """(owner, launcher)."""
+    marks = job["metadata"].get("annotations", {})
+    return marks.get(names.OWNER), marks.get(names.LAUNCHER)
+
+
+def _refuse_taken(job: Json, holder: tuple[str | None, str | None]) -> bool:
+    """True while the job is the holder's; of two launchers the one that took it over goes on."""
+    if (now := _holder(job)) != holder:
         raise ClusterError(
             "another run took the job over",
-            where=known["metadata"]["name"],
+            where=job["metadata"]["name"],
             got=f"owner {now[0]}, launcher {now[1]}",
-            expected=f"owner {before[0]}, launcher {before[1]}",
+            expected=f"owner {holder[0]}, launcher {holder[1]}",
             do="follow that run; running this one again takes the job back",
         )
     return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -100,6 +101,12 @@ def script(bench: Bench, *acts: Callable[[], None]) -> None:
         now()
 
     bench.view.act = act
+
+
+def each_look(bench: Bench, act: Callable[[int], None]) -> None:
+    """One act each time that the launcher waits, with how often it has."""
+    looks = itertools.count(1)
+    bench.view.act = lambda: act(next(looks))
 
 
 def nothing() -> None:

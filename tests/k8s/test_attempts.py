@@ -18,7 +18,7 @@ from k8s.decide import NodeBeat, Progress
 from k8s.mirror import Event
 from k8s.names import Owner
 from k8s.pytorchjob import differences, render_stage
-from tests.k8s.bench import RECIPE, Bench, a_record, another, nothing, script, under_way
+from tests.k8s.bench import RECIPE, Bench, a_record, another, each_look, nothing, script, under_way
 from tests.k8s.memory import ended, waiting
 from trainer import storage
 from trainer.errors import ClusterError, StorageError
@@ -396,17 +396,14 @@ def test_storage_that_is_down_at_the_end_of_a_stage_does_not_cost_it() -> None:
 
 def test_storage_that_is_down_while_a_stage_runs_is_no_hang() -> None:
     bench = Bench()
-    count = 0
 
-    def act() -> None:
-        nonlocal count
-        count += 1
+    def act(count: int) -> None:
         bench.api.pod(0)
         bench.progress = StorageError("down") if count < 60 else Progress(sequence=count)
         if count == 70:
             bench.finish()
 
-    bench.view.act = act
+    each_look(bench, act)
     bench.launch()
     assert bench.now > bench.cluster.limits.silence_s and bench.created() == 1
     assert sum("no heartbeats to be had" in line for line in bench.said) == 1
@@ -414,11 +411,8 @@ def test_storage_that_is_down_while_a_stage_runs_is_no_hang() -> None:
 
 def test_the_node_whose_heartbeat_stopped_is_left_out() -> None:
     bench = Bench()
-    count = 0
 
-    def act() -> None:
-        nonlocal count
-        count += 1
+    def act(count: int) -> None:
         if bench.created() > 1:
             bench.finish()
             return
@@ -427,7 +421,7 @@ def test_the_node_whose_heartbeat_stopped_is_left_out() -> None:
         first, second = (f"{bench.jobs()[0]}-worker-{index}" for index in (0, 1))
         bench.progress = Progress(sequence=count, nodes=((first, NodeBeat(count, count)), (second, NodeBeat(1, 1))))
 
-    bench.view.act = act
+    each_look(bench, act)
     bench.launch()
     assert bench.heard("no heartbeat of") and bench.heard("without nodes node-b")
     assert bench.api.job()["metadata"]["annotations"][names.EXCLUDED] == "node-b"

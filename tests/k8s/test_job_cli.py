@@ -165,7 +165,7 @@ def test_a_trainjob_is_rendered_created_read_and_stopped_where_the_cluster_file_
     objects = list(yaml.safe_load_all(capsys.readouterr().out))
     assert [one["kind"] for one in objects] == ["ConfigMap", "TrainingRuntime", "TrainJob"]
     assert world.run("create", "init", "--recipe", "tiny") == 0
-    made = {plural: name for plural, name in world.server.memory.objects}
+    made = dict(world.server.memory.objects.keys())
     assert made["trainjobs"] == made["trainingruntimes"] == objects[2]["metadata"]["name"]
     world.server.log = "2026-11-22T00:00:00Z from rank 0\n"
     world.server.change(lambda memory: Trainer(memory).pods(0))

@@ -22,7 +22,7 @@ from k8s.job import render_prepare
 from k8s.launcher import StepCall
 from k8s.names import Run
 from k8s.tasks import first_digest, progress_of, task_of
-from tests.k8s.bench import OUT, RECIPE, Bench, a_record, another, script, under_way
+from tests.k8s.bench import OUT, RECIPE, Bench, a_record, another, each_look, script, under_way
 from tests.k8s.memory import waiting
 from trainer import heartbeat, storage
 from trainer.command import PrepareCall, prepare_command
@@ -155,17 +155,14 @@ def test_a_hang_ends_the_attempt_and_the_next_one_may_finish() -> None:
 
 def test_a_silent_job_that_reports_progress_is_left_alone() -> None:
     bench = Bench()
-    count = 0
 
-    def act() -> None:
-        nonlocal count
-        count += 1
+    def act(count: int) -> None:
         bench.api.pod(0)
         bench.progress = Progress(sequence=count)
         if count == 30:
             bench.finish()
 
-    script(bench, act)
+    each_look(bench, act)
     bench.launch()
     assert not bench.heard("no progress")
 
@@ -183,18 +180,15 @@ def test_a_program_without_heartbeats_is_given_its_time_up_to_the_deadline() -> 
 
 def test_how_far_it_is_is_said_once_a_minute() -> None:
     bench = Bench()
-    count = 0
 
-    def act() -> None:
-        nonlocal count
-        count += 1
+    def act(count: int) -> None:
         bench.api.pod(0)
         figures = Figures(num_steps=1000, loss=1.5, tokens_per_s=45_000.0)
         bench.progress = Progress(sequence=count, step=10 * count, committed_step=100, figures=figures)
         if count == 20:
             bench.finish()
 
-    bench.view.act = act
+    each_look(bench, act)
     bench.launch()
     said = [line for line in bench.said if "tokens/s" in line]
     assert len(said) == bench.now // 60 - 1

@@ -12,7 +12,7 @@ from k8s.client import RUNTIMES
 from k8s.cluster import Cluster, load_cluster
 from k8s.decide import NodeBeat, Progress
 from k8s.kinds import kinds_of
-from tests.k8s.bench import OUT, RECIPE, Bench, a_record, script
+from tests.k8s.bench import OUT, RECIPE, Bench, a_record, each_look, script
 from tests.k8s.memory import ended
 from tests.k8s.operators import Trainer
 from trainer import storage
@@ -175,11 +175,8 @@ def test_pods_that_the_failed_jobset_deleted_are_judged_by_their_records_in_stor
 
 def test_a_node_whose_heartbeat_stopped_is_found_by_its_host_name() -> None:
     bench, trainer = a_bench()
-    count = 0
 
-    def act() -> None:
-        nonlocal count
-        count += 1
+    def act(count: int) -> None:
         if trainer.collect():
             return
         hosts = [trainer.pod(index) for index in (0, 1)]
@@ -190,7 +187,7 @@ def test_a_node_whose_heartbeat_stopped_is_found_by_its_host_name() -> None:
             trainer.condition("Complete")
             bench.done = True
 
-    script(bench, act)
+    each_look(bench, act)
     bench.launch()
     assert bench.heard("no heartbeat of") and bench.heard("without nodes node-a")
 
