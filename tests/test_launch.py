@@ -308,3 +308,21 @@ def test_a_termination_message_is_whole_json_within_what_kubernetes_keeps(tmp_pa
     message = (tmp_path / "message").read_bytes()
     assert 3000 < len(message) <= launch.MESSAGE_BYTES
     assert Termination.model_validate_json(message).code == end.code
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("memory.events", "low 0\noom 3\noom_kill 2\noom_group_kill 0\n"),
+        ("memory/memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n"),
+    ],
+    ids=["cgroup v2", "cgroup v1"],
+)
+def test_what_the_kernel_killed_for_want_of_memory_is_counted(
+    file: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "CGROUP", str(tmp_path))
+    assert launch._oom_kills() == 0
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text(text)
+    assert launch._oom_kills() == 2

@@ -44,6 +44,8 @@ MESSAGE_BYTES = 4096
 """What Kubernetes keeps of a termination message."""
 TERMINATION_FILE = "QWENVL_TERMINATION_LOG"
 DIE_WITH_PARENT = "QWENVL_DIE_WITH_PARENT"
+CGROUP = "/sys/fs/cgroup"
+"""A container sees its own there."""
 
 
 @dataclass(frozen=True)
@@ -301,18 +303,21 @@ def _write_message(end: Termination, env: Mapping[str, str]) -> None:
 
 def _oom_kills() -> int:
     """How often the kernel has killed in this cgroup for want of memory."""
-    try:
-        text = Path("/sys/fs/cgroup/memory.events").read_text()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in text.splitlines() if line.startswith("oom_kill ")), 0)
+    for name in ("memory.events", "memory/memory.oom_control"):  # cgroup v2, v1
+        try:
+            text = Path(CGROUP, name).read_text()
+        except OSError:
+            continue
+        return next((int(line.split()[1]) for line in text.splitlines() if line.startswith("oom_kill ")), 0)
+    return 0
 
 
 def _memory() -> str:
     figures = []
-    for name in ("memory.current", "memory.peak", "memory.max"):
+    v1 = [f"memory/memory.{name}" for name in ("usage_in_bytes", "max_usage_in_bytes", "limit_in_bytes")]
+    for name in ("memory.current", "memory.peak", "memory.max", *v1):
         try:
-            figures.append(f"{name} {Path('/sys/fs/cgroup', name).read_text().strip()}")
+            figures.append(f"{Path(name).name} {Path(CGROUP, name).read_text().strip()}")
         except OSError:
             continue
     return ", ".join(figures) or "no figures from the kernel"
