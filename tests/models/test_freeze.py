@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from tests.models.builders import Built
+from trainer import handover
 from trainer.errors import FreezeError, ModelError
-from trainer.models import freeze
+from trainer.models import freeze, hub
 from trainer.models.family import load_family
 from trainer.recipe import GROUPS, Train
 
@@ -110,3 +112,24 @@ def test_a_tied_head_is_the_embedding_and_another_a_parameter_of_its_own(built: 
 def test_a_name_of_no_group_is_an_error(built: Built) -> None:
     with pytest.raises(ModelError):
         built.family.group_of("stranger.weight")
+
+
+@pytest.mark.parametrize("copied", [True, False], ids=["files copied", "files of mixed groups"])
+def test_what_bf16_rounds_and_nothing_trains_is_handed_over_as_it_came(
+    built: Built, copied: bool, tmp_path: Path
+) -> None:
+    """Weights in bf16, hand-over in fp32: constants of a trained group, and a frozen group, keep their bytes."""
+    model = built.family.build(dtype=torch.bfloat16, attn_implementation="segments", init=False)
+    read = hub.load(model, built.model_uri, built.family, dtype=torch.float32)
+    plan = freeze.freeze_plan(names_of(built), built.family, Train(vision=True, merger=True, llm=False))
+    freeze.apply(model, plan, built.family)
+    saved = hub.save(
+        model, str(tmp_path), built.family, dtype=torch.float32, file_bytes=60_000,
+        parent=(built.model_uri, handover.read(built.out, "stage1").model.files),
+        frozen_groups=freeze.frozen_groups(plan) if copied else frozenset(),
+    )  # fmt: skip
+    assert bool(saved.copied) == copied
+    same = {name for name, digest in saved.digests.items() if digest == read[name]}
+    assert same >= {name for name, entry in plan.items() if entry.state != "trained"}
+    rounded = {name for name, entry in plan.items() if entry.state == "trained"} - same
+    assert {plan[name].group for name in rounded} == {"vision", "merger"}, "negative control: rounding is seen"

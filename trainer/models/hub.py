@@ -239,9 +239,11 @@ def save(
 
     Args:
         parent: the folder that training started from: its files that hold only frozen groups are copied, and what is
-            neither weights nor config (tokenizer) is taken over.
+            neither weights nor config (tokenizer) is taken over. What is not trained and the model computes with in
+            fewer bits than are handed over comes from there, too: frozen bytes stay, whatever a bf16 step rounds.
     """
     parameters = parameters_by_hub_name(model, family)
+    as_stored = _as_stored(parameters, parent, family, dtype) if parent else {}
     shapes = {name: shape_of(parameter) for name, parameter in parameters.items()}
     copies = _copies(parent, shapes, frozen_groups, family, NAMES[dtype]) if parent else {}
     done = {entry.name for info in copies.values() for entry in info.tensors}
@@ -257,7 +259,7 @@ def save(
                 if whole is not None:
                     tensors[entry.name] = whole.to(dtype)
             if rank == owner:
-                jobs.append(writer.submit(_write_file, storage.join(uri, info.name), info.name, tensors))
+                jobs.append(writer.submit(_write_file, storage.join(uri, info.name), info.name, tensors, as_stored))
         for number, name in enumerate(sorted(copies)):
             if rank == number % world_size:
                 assert parent is not None
@@ -312,7 +314,11 @@ def _gather(parameter: nn.Parameter, owner: int) -> Tensor | None:
     return torch.cat(parts)[: torch.Size(shape).numel()].view(shape).cpu()
 
 
-def _write_file(uri: str, name: str, tensors: dict[str, Tensor]) -> tuple[str, ModelFile, Digests]:
+def _write_file(
+    uri: str, name: str, tensors: dict[str, Tensor], as_stored: Mapping[str, Callable[[], Tensor]] | None = None
+) -> tuple[str, ModelFile, Digests]:
+    again = {key: read for key, read in (as_stored or {}).items() if key in tensors}
+    tensors |= {key: read().to(tensors[key].dtype) for key, read in again.items()}
     tensors = {key: value.contiguous() for key, value in tensors.items()}
     data = save_bytes(tensors, metadata={"format": "pt"})
     return name, _put(uri, data), {key: tensor_digest(value) for key, value in tensors.items()}
@@ -343,6 +349,21 @@ def _copies(
         for info in infos
         if all(t.name in shapes and t.dtype == dtype and family.group_of(t.name) in frozen_groups for t in info.tensors)
     }
+
+
+def _as_stored(
+    parameters: Mapping[str, nn.Parameter],
+    parent: tuple[str, Mapping[str, ModelFile]],
+    family: Family,
+    dtype: torch.dtype,
+) -> dict[str, Callable[[], Tensor]]:
+    """How to read, from the parent, what is not trained and lies rounded in the model. Every rank calls it."""
+    bits = torch.finfo(dtype).bits
+    rounded = {name for name, p in parameters.items() if not p.requires_grad and torch.finfo(p.dtype).bits < bits}
+    stored: dict[str, Callable[[], Tensor]] = {}
+    if rounded:
+        _agree(lambda: stored.update(load_tensors(*parent)))
+    return {name: read for found, read in stored.items() if (name := family.hub_name(found)) in rounded}
 
 
 def _write_small(
