@@ -65,17 +65,9 @@ def make_trainer() -> Image:
     """The image of trainer, launcher and prepare alike."""
     layer = io.BytesIO()
     with tarfile.open(fileobj=layer, mode="w") as tar:
-        for folder in ("etc", "proc", "sys", "dev", "run", "var", "usr", "root", "opt", HOME[1:], VENV[1:], SOURCE[1:]):
+        add_skeleton(tar)
+        for folder in (HOME[1:], VENV[1:], SOURCE[1:]):
             add_folder(tar, folder)
-        add_folder(tar, "tmp", mode=0o1777)
-        for name in ("bin", "sbin", "lib", "lib64"):
-            link = tarfile.TarInfo(name)
-            link.type, link.linkname = tarfile.SYMTYPE, f"usr/{name}"
-            tar.addfile(link)
-        add_file(tar, "etc/passwd", USERS.encode())
-        add_file(tar, "etc/group", GROUPS.encode())
-        add_file(tar, "etc/nsswitch.conf", b"hosts: files dns\n")
-        add_file(tar, "etc/ld.so.cache", Path("/etc/ld.so.cache").read_bytes())
         for package in PACKAGES:
             compileall.compile_dir(ROOT / package, quiet=1)  # a pod cannot: its root file system is read-only
             tar.add(ROOT / package, f"{SOURCE[1:]}/{package}", filter=_plain)
@@ -86,6 +78,21 @@ def make_trainer() -> Image:
     }
     image = archive("trainer", f"{REPOSITORIES['trainer']}:test", layer.getvalue(), settings)
     return replace(image, repositories=tuple(REPOSITORIES.values()))
+
+
+def add_skeleton(tar: tarfile.TarFile) -> None:
+    """What a program expects of a root file system, when /usr is the machine's."""
+    for folder in ("etc", "proc", "sys", "dev", "run", "var", "usr", "root", "opt"):
+        add_folder(tar, folder)
+    add_folder(tar, "tmp", mode=0o1777)
+    for name in ("bin", "sbin", "lib", "lib64"):
+        link = tarfile.TarInfo(name)
+        link.type, link.linkname = tarfile.SYMTYPE, f"usr/{name}"
+        tar.addfile(link)
+    add_file(tar, "etc/passwd", USERS.encode())
+    add_file(tar, "etc/group", GROUPS.encode())
+    add_file(tar, "etc/nsswitch.conf", b"hosts: files dns\n")
+    add_file(tar, "etc/ld.so.cache", Path("/etc/ld.so.cache").read_bytes())
 
 
 def archive(name: str, tag: str, layer: bytes, settings: dict[str, object]) -> Image:

@@ -169,7 +169,7 @@ def go(at: Path, *arguments: str, cgo: bool = False) -> str:
         "GOTOOLCHAIN": "local",
         "CGO_ENABLED": "1" if cgo else "0",
     }
-    command = ["nice", "-n", "10", find("go") or "go", *arguments]
+    command = ["nice", "-n", "5", find("go") or "go", *arguments]
     done = subprocess.run(command, cwd=at, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         raise UsageError(

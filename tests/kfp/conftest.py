@@ -1,4 +1,4 @@
-"""A real Kubeflow Pipelines and its cluster, as the environment names them; tests/kfp/README.md lists the variables."""
+"""A real Kubeflow Pipelines and its cluster: what the environment names (README.md has the variables), else our own."""
 
 from __future__ import annotations
 
@@ -16,13 +16,68 @@ from k8s import names
 from k8s.client import JOBS, PODS, PYTORCH_JOBS, Json, KubernetesApi, connect
 from k8s.cluster import load_cluster
 from k8s.seen import read
-from pipelines.remote import ENDED, IMPLEMENTATION, RUN_LABEL, Place, client_of
+from pipelines.remote import DEFAULT_NAMESPACE, ENDED, IMPLEMENTATION, RUN_LABEL, Place, client_of
 from pipelines.submit import Asked, submit
+from tests.cluster import lifecycle
+from tests.cluster.place import KUBECONFIG
+from tests.cluster.processes import enter
+from tests.kfp import backend
 from trainer.errors import UsageError
+from trainer.resolve import load_recipe
 
-NEEDED = ("KFP_ENDPOINT", "KUBECONFIG", "KFP_CLUSTER", "KFP_OUT")
+NEEDED = ("KUBECONFIG", "KFP_CLUSTER", "KFP_OUT")
+"""Beside KFP_ENDPOINT, where that names somebody's."""
 RECIPE = "tiny_smoke"
+STAGES = tuple(load_recipe(RECIPE).stages.named())
+FIRST = STAGES[0]
+ONE_STAGE = tuple(f"stages.{stage}=null" for stage in STAGES[1:])
+"""Overrides for tests that need one stage only; the pipeline's steps are the same."""
+EXPERIMENT = "qwenvl-tests"
 MANAGED = {"app.kubernetes.io/managed-by": f"{names.PREFIX}-launcher"}
+
+
+@dataclass(frozen=True)
+class Reached:
+    """A Kubeflow Pipelines that answers, as the README's variables say."""
+
+    place: Place
+    cluster: str
+    out: str
+    overrides: tuple[str, ...]
+    service_account: str | None
+
+
+@pytest.fixture(scope="session")
+def reached() -> Iterator[Reached]:
+    """KFP_ENDPOINT's; without it our own, on the test cluster, kept when it was up before."""
+    if endpoint := os.environ.get("KFP_ENDPOINT"):
+        if missing := [name for name in NEEDED if not os.environ.get(name)]:
+            raise UsageError("how is that cluster reached?", where=", ".join(missing), do="tests/kfp/README.md")
+        yield Reached(
+            place=Place(endpoint.rstrip("/"), os.environ.get("KFP_NAMESPACE") or None, os.environ.get("KFP_TOKEN")),
+            cluster=Path(os.environ["KFP_CLUSTER"]).read_text(encoding="utf-8"),
+            out=os.environ["KFP_OUT"].rstrip("/"),
+            overrides=tuple(os.environ.get("KFP_SET", "").split()),
+            service_account=os.environ.get("KFP_SERVICE_ACCOUNT"),
+        )
+        return
+    was_up = lifecycle.current() is not None
+    with pytest.MonkeyPatch.context() as patched:
+        try:
+            found = backend.current() or backend.up()
+            enter()
+            for name, value in {**found.storage, "KUBECONFIG": str(KUBECONFIG)}.items():
+                patched.setenv(name, value)
+            yield Reached(
+                place=Place(backend.ENDPOINT),
+                cluster=backend.as_yaml(found.cluster),
+                out=f"s3://{backend.BUCKET}",
+                overrides=tuple(f"stages.{stage}.compute.node_pool={backend.RANKS}" for stage in STAGES),
+                service_account=None,
+            )
+        finally:
+            if not was_up:
+                lifecycle.down()
 
 
 @dataclass
@@ -33,14 +88,17 @@ class RealKfp:
         steps_api: pods of the pipeline's steps live in Kubeflow Pipelines' namespace, jobs in the cluster file's.
     """
 
-    place: Place
-    cluster: str
+    reached: Reached
     out: str
     api: KubernetesApi
     steps_api: KubernetesApi
     started: list[str] = field(default_factory=list)
 
-    def submit(self, *, wait: bool) -> tuple[int, str]:
+    @property
+    def place(self) -> Place:
+        return self.reached.place
+
+    def submit(self, *overrides: str, wait: bool) -> tuple[int, str]:
         """(exit code, run id) of the recipe into this test's output."""
         said: list[str] = []
 
@@ -51,10 +109,10 @@ class RealKfp:
         asked = Asked(
             recipe=RECIPE,
             out=self.out,
-            cluster=self.cluster,
-            overrides=tuple(os.environ.get("KFP_SET", "").split()),
-            experiment="qwenvl-tests",
-            service_account=os.environ.get("KFP_SERVICE_ACCOUNT"),
+            cluster=self.reached.cluster,
+            overrides=(*self.reached.overrides, *overrides),
+            experiment=EXPERIMENT,
+            service_account=self.reached.service_account,
         )
         code = submit(self.place, asked, wait=wait, say=say)
         self.started.append(said[2])
@@ -105,19 +163,12 @@ class RealKfp:
 
 
 @pytest.fixture
-def kfp() -> Iterator[RealKfp]:
-    if missing := [name for name in NEEDED if not os.environ.get(name)]:
-        raise UsageError(
-            "where is the Kubeflow Pipelines to test on?", where=", ".join(missing), do="tests/kfp/README.md"
-        )
-    cluster = Path(os.environ["KFP_CLUSTER"]).read_text(encoding="utf-8")
-    namespace = os.environ.get("KFP_NAMESPACE") or None
+def kfp(reached: Reached) -> Iterator[RealKfp]:
     made = RealKfp(
-        place=Place(os.environ["KFP_ENDPOINT"].rstrip("/"), namespace, os.environ.get("KFP_TOKEN")),
-        cluster=cluster,
-        out=f"{os.environ['KFP_OUT'].rstrip('/')}/{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}",
-        api=connect(load_cluster(cluster).namespace),
-        steps_api=connect(namespace or "kubeflow"),
+        reached=reached,
+        out=f"{reached.out}/{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}",
+        api=connect(load_cluster(reached.cluster).namespace),
+        steps_api=connect(reached.place.namespace or DEFAULT_NAMESPACE),
     )
     yield made
     client = client_of(made.place)
