@@ -197,6 +197,12 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     found.http.server_close()
 
 
+def tries_wait(monkeypatch: pytest.MonkeyPatch, sleep: Callable[[float], None] = lambda s: None) -> None:
+    """Between the tries of one request."""
+    defaults = completions.request.__kwdefaults__ or {}
+    monkeypatch.setattr(completions.request, "__kwdefaults__", {**defaults, "sleep": sleep})
+
+
 def judged(server: Server, more: str = "", least: str = "text_quality: 0.5", *, allowed: float = 0) -> Any:
     about = f"url: '{server.url}', model: m, concurrency: 4, max_failed: {allowed}{', ' if more else ''}{more}"
     return a_recipe(f"{{score: {{scorer: judge, min: {{{least}}}, judge: {{{about}}}}}}}")
@@ -272,9 +278,7 @@ def test_too_many_requests_and_a_cut_connection_are_waited_out(
 ):
     waits: list[float] = []
     monkeypatch.setattr(completions.time, "sleep", waits.append)
-    monkeypatch.setattr(
-        completions.request, "__kwdefaults__", {**completions.request.__kwdefaults__, "sleep": waits.append}
-    )
+    tries_wait(monkeypatch, waits.append)
     codes = [429, 0, 503, 200]
     server.script = lambda body, number: (codes[number], json.dumps(GOOD))
     some_documents(tmp_path, 1)
@@ -288,9 +292,7 @@ def test_an_endpoint_that_is_gone_for_a_while_is_waited_for_and_told(
 ):
     """Longer than the tries of one request; what was answered is recorded before, and a refusal is not waited for."""
     waits: list[float] = []
-    monkeypatch.setattr(
-        completions.request, "__kwdefaults__", {**completions.request.__kwdefaults__, "sleep": lambda s: None}
-    )
+    tries_wait(monkeypatch)
     monkeypatch.setattr(asking, "PAUSES_S", (7.0, 8.0))
     monkeypatch.setattr(asking.time, "sleep", waits.append)
     some_documents(tmp_path, 3)
@@ -327,9 +329,7 @@ def test_slow_answers_run_side_by_side_within_the_bound(tmp_path: Path, server: 
 
 
 def test_an_endpoint_that_is_not_there_is_one_error(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(
-        completions.request, "__kwdefaults__", {**completions.request.__kwdefaults__, "sleep": lambda s: None}
-    )
+    tries_wait(monkeypatch)
     some_documents(tmp_path, 1)
     server.http.shutdown()
     server.http.server_close()
@@ -401,9 +401,7 @@ def test_a_judge_leaves_no_shard_open_whether_it_answers_or_not(asked: str, tmp_
 
 
 def test_an_interrupted_step_asks_only_what_is_missing(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(
-        completions.request, "__kwdefaults__", {**completions.request.__kwdefaults__, "sleep": lambda s: None}
-    )
+    tries_wait(monkeypatch)
     monkeypatch.setattr(asking, "BLOCK", 2)
     some_documents(tmp_path, 6)
     server.script = lambda body, number: (200 if number < 4 else 400, json.dumps(GOOD))
@@ -418,9 +416,7 @@ def test_an_interrupted_step_asks_only_what_is_missing(tmp_path: Path, server: S
 def test_a_call_that_failed_is_made_again_when_scores_are_needed_again(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(
-        completions.request, "__kwdefaults__", {**completions.request.__kwdefaults__, "sleep": lambda s: None}
-    )
+    tries_wait(monkeypatch)
     some_documents(tmp_path, 4)
     server.script = lambda body, number: (400 if "number 1" in json.dumps(body) else 200, json.dumps(BAD))
     found = curate(judged(server, allowed=1), str(tmp_path))["web"]
