@@ -25,7 +25,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -155,6 +155,8 @@ class _Top:
         if failure is not None:
             where = f" in {failure.step}" if failure.step else ""
             stopped = self.stopped_by is not None or failure.code == Preempted.code
+            if self.stopped_by is not None:  # a signal to the whole group may have reached the step first
+                failure = replace(failure, message=f"by {signal.Signals(self.stopped_by).name}")
             told = f"stopped{where}: {failure.message}" if stopped else f"error{where}: {failure.message}"
             print(told, file=sys.stderr)
             kept = ", a stage from its last checkpoint" if stopped else ""

@@ -7,6 +7,7 @@ is refused by name, unless --accept-change names it.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 from typing import Any
 
@@ -61,9 +62,18 @@ def problems_before_data(recipe: Recipe) -> list[tuple[str, str]]:
 
 
 def stored_recipe(out: str) -> Recipe:
-    """The recipe that this output was settled with."""
+    """The recipe that this output was settled with.
+
+    Raises:
+        UsageError: none yet. RecipeError: it is damaged, or of a version that is not read.
+    """
     uri = storage.join(out, NAME)
-    return from_resolved(storage.read_json(uri), where=uri)
+    try:
+        content = storage.read_json(uri)
+    except FileNotFoundError:
+        do = f"start one with qwenvl run RECIPE --out {out}, or give --recipe where the command has it"
+        raise UsageError("no run has written into this output", where=uri, do=do) from None
+    return from_resolved(content, where=uri)
 
 
 def settle(
@@ -73,7 +83,7 @@ def settle(
 
     Raises:
         UsageError: there is no such base model.
-        RecipeError: the recipe is not valid.
+        RecipeError: the recipe is not valid, or `accept` names a field that there is not.
         StageMismatch: the output holds work made with other result fields.
     """
     if base_model and not storage.exists(storage.join(base_model, "config.json")):
@@ -81,10 +91,11 @@ def settle(
         raise UsageError("no such base model", where=f"--base-model {base_model}", expected=expected)
     asked = asked_recipe(recipe, overrides, base_model)
     content, uri = resolved(asked), storage.join(out, NAME)
-    if not storage.exists(uri):
+    stored = stored_recipe(out) if storage.exists(uri) else None
+    refuse_unknown(accept := tuple(accept), *(one for one in (asked, stored) if one is not None))
+    if stored is None:
         storage.write_json(uri, content)
         return asked
-    stored = stored_recipe(out)
     refuse_changes(stored, asked, out=out, accept=accept)
     if resolved(stored)["sha256"] != content["sha256"]:
         storage.write_json(uri, content)
@@ -109,6 +120,20 @@ def refuse_changes(stored: Recipe, asked: Recipe, *, out: str, accept: Iterable[
     )
 
 
+def refuse_unknown(accepted: Iterable[str], *recipes: Recipe) -> None:
+    """A name that accepts nothing is a mistake, which would be told hours later by what it did not accept."""
+    roles = ("result", "execution", "note")
+    known = {key for recipe in recipes for role in roles for key in fields(recipe, role)}
+    problems = []
+    for name in accepted:
+        if any(_covered(key, (name,)) for key in known):
+            continue
+        close = difflib.get_close_matches(name, sorted(known | {_in_stage(key) for key in known}), n=1)
+        problems.append((f"--accept-change {name}", f"no such field{f'; did you mean {close[0]}?' if close else ''}"))
+    if problems:
+        raise RecipeError(problems, subject="the command")
+
+
 def begun(field: str, out: str) -> bool:
     """Whether something in the output was made from this field."""
     section, _, rest = field.partition(".")
@@ -126,8 +151,13 @@ def _any(out: str, *names: str) -> bool:
 
 def _covered(field: str, accepted: tuple[str, ...]) -> bool:
     """`optim.lr` accepts it in every stage, `stages.sft.optim.lr` in one; a section's name accepts all of it."""
-    in_stage = field.split(".", 2)[2] if field.startswith("stages.") and field.count(".") > 1 else field
-    return any(path == name or path.startswith(f"{name}.") for name in accepted for path in (field, in_stage))
+    paths = (field, _in_stage(field))
+    return any(path == name or path.startswith(f"{name}.") for name in accepted for path in paths)
+
+
+def _in_stage(field: str) -> str:
+    """stages.sft.optim.lr -> optim.lr; others as they are."""
+    return field.split(".", 2)[2] if field.startswith("stages.") and field.count(".") > 1 else field
 
 
 def _shown(value: Any) -> str:

@@ -44,6 +44,24 @@ def test_what_the_readme_calls_is_there() -> None:
     assert [words for words in called if not any(words == one or words.startswith(f"{one} ") for one in known)] == []
 
 
+@pytest.mark.parametrize(
+    ("words", "where"),
+    [
+        (["run", "tiny", "--out", ""], "--out"),
+        (["data", "ingest", "rows.jsonl", "--out="], "--out"),
+        (["data", "ingest", "", "--out", "shards"], "behind ingest"),
+        (["data", "prepare", "tiny", "--out", " "], "--out"),
+        (["evaluate", ""], "behind evaluate"),
+        (["recipe", "show", "tiny", "--set", ""], "--set"),
+    ],
+)
+def test_an_empty_argument_is_never_the_folder_at_hand(
+    words: list[str], where: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    assert f"an empty argument\n  where: {where}\n" in capsys.readouterr().err
+
+
 # ---------------------------------------------------------------- data ingest
 
 
@@ -77,6 +95,15 @@ def test_ingest_names_its_own_options(
     told = capsys.readouterr().err
     assert want in told and "prepare." not in told and "Input should" not in told
     assert not (rows.parent / "shards").exists()
+
+
+def test_a_folder_without_annotations_is_told_apart_from_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "red.png").write_bytes(a_picture())
+    for source, want in ((tmp_path, "a folder without a file that ends in .json, "), (tmp_path / "x", "nothing there")):
+        assert main(["data", "ingest", str(source), "--out", str(tmp_path.parent / "shards")]) == 64
+        assert f"got: {want}" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- recipe check --cluster
@@ -133,7 +160,6 @@ def test_an_example_s_own_name_and_reserved_hosts_are_warnings(
         (("{out}",), "no run has written into this output\n  where: {out}/recipe.json"),
         (("{out}", "--out", "{out}"), "which output?"),
         ((), "which output?"),
-        (("--out", ""), "which output?"),
     ],
 )
 def test_an_output_is_named_by_out_as_in_every_other_command(
@@ -141,6 +167,14 @@ def test_an_output_is_named_by_out_as_in_every_other_command(
 ) -> None:
     assert main([noun, *(word.format(out=tmp_path) for word in words)]) == 2
     assert want.format(out=tmp_path) in capsys.readouterr().err
+
+
+def test_a_job_of_an_output_without_a_recipe_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["job", "render", "sft", "--cluster", "onprem", "--out", str(tmp_path)]) == 2
+    told = capsys.readouterr().err
+    assert (
+        f"no run has written into this output\n  where: {tmp_path}/recipe.json\n  do: " in told and "--recipe" in told
+    )
 
 
 def test_kubeflow_that_does_not_answer_is_one_message_with_its_address(

@@ -42,15 +42,13 @@ def output(asked: argparse.Namespace) -> str:
 
 def main(words: list[str]) -> int:
     asked = parser(words[0]).parse_args(words[1:])
-    from pipelines.settle import NAME
+    from pipelines.settle import NAME, stored_recipe
     from trainer import storage
     from trainer.command import ProgramCall, merged, program_command
-    from trainer.errors import UsageError
 
     out = output(asked)
+    stored_recipe(out)  # there, and one that this version reads
     recipe = storage.join(out, NAME)
-    if not storage.exists(recipe):
-        raise UsageError("no run has written into this output", where=recipe, do="start one with qwenvl run")
     made = program_command(
         ProgramCall(
             program=words[0],
@@ -61,4 +59,5 @@ def main(words: list[str]) -> int:
             python=sys.executable,
         )
     )
-    return subprocess.run(made.argv, env=merged(os.environ, made), check=False).returncode
+    code = subprocess.run(made.argv, env=merged(os.environ, made), check=False).returncode
+    return code if code >= 0 else 128 - code

@@ -77,7 +77,7 @@ def _ingest(asked: argparse.Namespace) -> int:
     from trainer.recipe import Prepare, Source
     from trainer.resolve import problems_of
 
-    out = asked.out.rstrip("/")
+    out = asked.out.rstrip("/") or "/"
     refuse_other_content(out, asked.sources)
     files = sorted({file for source in asked.sources for file in annotation_files(source, where="SOURCE")})
     found = {format_of(asked.format, file) for file in files}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 
 COMMANDS = {
     "run": ("run", "run a recipe on this machine, every stage"),
@@ -41,8 +42,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"; did you mean {close[0]}?" if close else ""
         print(f"error: no such command: {words[0]}{hint}\n\n{usage()}", file=sys.stderr)
         return 2
+    if (empty := _empty(words)) is not None:
+        print(
+            f"error: an empty argument\n  where: {empty}\n  do: is a variable of your script not set?", file=sys.stderr
+        )
+        return 2
     module = importlib.import_module(f"pipelines.cli.{COMMANDS[words[0]][0]}")
     return edge(module.main, words)
+
+
+def _empty(words: Sequence[str]) -> str | None:
+    """Where an argument is empty: an address that is would mean the folder at hand. No base model is one."""
+    for before, word in pairwise(words):
+        option, equals, value = word.partition("=")
+        if not word.strip() and before != "--base-model":
+            return before if before.startswith("--") else f"behind {before}"
+        if option.startswith("--") and equals and not value.strip() and option != "--base-model":
+            return option
+    return None
 
 
 def edge(command, words: list[str]) -> int:

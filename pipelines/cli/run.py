@@ -30,9 +30,6 @@ def main(words: list[str]) -> int:
             where=f"--cluster {asked.cluster}",
             do="use qwenvl submit for a cluster",
         )
-    for name, value in (("RECIPE", asked.recipe), ("--out", asked.out)):
-        if not value.strip():
-            raise UsageError("an empty argument", where=name, do="is a variable of your script not set?")
     from pipelines.run import RunCall, run_here
 
     recipe = str(Path(asked.recipe).resolve()) if Path(asked.recipe).is_file() else asked.recipe

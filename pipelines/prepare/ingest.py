@@ -251,8 +251,10 @@ def annotation_files(path: str, *, where: str) -> list[str]:
     else:
         found = [storage.join(path, name) for name in annotations_among(storage.list_dir(path))] or [path]
     if not found:
+        folder = local is not None and os.path.isdir(local)
         raise DataError(
-            "no annotation file", where=where, expected=f"a file, folder or glob: {path}", got="nothing there",
+            "no annotation file", where=where, expected=f"a file, folder or glob: {path}",
+            got=f"a folder without a file that ends in {', '.join(ANNOTATIONS)}" if folder else "nothing there",
             do="check the path; relative paths start from the folder the command runs in",
         )  # fmt: skip
     return sorted(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,26 @@ def test_a_base_model_takes_the_place_of_the_recipe_s_beginning(tmp_path: Path) 
     (base / "config.json").write_text("{}")
     asked = settle("tiny", [], out=str(tmp_path / "out"), base_model=str(base))
     assert asked.model.base == str(base) and asked.model.init is None and asked.model.config is None
+
+
+@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize(
+    ("name", "want"),
+    [
+        ("optim.lrr", "did you mean optim.lr?"),
+        ("stages.sft.optimm", "no such field"),
+        ("compute", None),
+        ("seed", None),
+    ],
+)
+def test_a_field_that_is_accepted_exists(tmp_path: Path, there: bool, name: str, want: str | None) -> None:
+    out = an_output(tmp_path) if there else str(tmp_path / "out")
+    if want is None:
+        settle("tiny", [], out=out, accept=[name])
+        return
+    with pytest.raises(RecipeError, match=rf"--accept-change {name}: .*{re.escape(want)}"):
+        settle("tiny", [], out=out, accept=[name])
+    assert there or not (tmp_path / "out").exists()
 
 
 def test_a_wrong_recipe_writes_nothing(tmp_path: Path) -> None:
