@@ -165,10 +165,9 @@ class Mirror:
         while not self._stop.is_set():
             began, before, longest = self._clock(), self._changes, MAX_SHORT_S
             try:
-                if version and self._went_back(kind, version):
-                    version = ""
-                if not version:
-                    version = self._list(kind, labels)
+                back = bool(version) and self._went_back(kind, version)
+                if back or not version:
+                    version = self._list(kind, labels, anew=back)
                 news = self._api.watch(kind, labels, version)
                 self._heard(kind)
                 for what, found in news:
@@ -211,14 +210,7 @@ class Mirror:
         """Whether the server knows less than we: then what we know is of a life that it has forgotten. Asked before a
         watch is renewed, which ends when a server or its store starts again."""
         _, now = self._api.snapshot(kind, {}, most=0)
-        if not now or _number(now) >= _number(version):
-            return False
-        with self._changed:
-            if kind != EVENTS:
-                self._found[kind].clear()
-            if kind == self._kind:
-                self._deleted.clear()  # they may be there again
-        return True
+        return bool(now) and _number(now) < _number(version)
 
     def _events_of_before(self) -> tuple[list[Json], str]:
         """About what is there: our jobs, the pods that do not run yet, and what a queue says of the jobs."""
@@ -235,11 +227,16 @@ class Mirror:
             found += self._api.snapshot(EVENTS, {}, {"involvedObject.kind": "Workload"}, WORKLOADS)[0]
         return sorted(found, key=_version), version
 
-    def _list(self, kind: Kind, labels: Mapping[str, str]) -> str:
-        """Take everything anew; the version that it is of."""
+    def _list(self, kind: Kind, labels: Mapping[str, str], *, anew: bool) -> str:
+        """Take everything; the version that it is of. `anew`: versions known so far are of another life and say nothing
+        about which is newer."""
         found, version = self._events_of_before() if kind == EVENTS else self._api.snapshot(kind, labels)
         with self._changed:
-            if kind != EVENTS:
+            if anew and kind != EVENTS:
+                self._found[kind] = {one["metadata"]["name"]: one for one in found}
+                if kind == self._kind:
+                    self._deleted.clear()  # they may be there again
+            elif kind != EVENTS:
                 kept = {one["metadata"]["name"] for one in found}
                 for name, one in list(self._found[kind].items()):
                     # What a call of ours returned after the list was made is newer than the list.

@@ -149,7 +149,10 @@ def test_a_server_that_was_restored_from_a_backup_is_listed_again(
             server._record()
         server.epoch += 1
     if restored:
-        until(lambda: len(mirror.pods()) == 1 and "status" not in mirror.jobs()[0], "what the backup has")
+        seen: list[int] = []
+        until(lambda: seen.append(len(mirror.jobs())) or "status" not in mirror.jobs()[0], "what the backup has")
+        until(lambda: len(mirror.pods()) == 1, "its pod")
+        assert set(seen) == {1}, "never none in between: that would mean that somebody deleted it"
         server.change(lambda memory: memory.condition("Failed", "after the restore"))
         until(lambda: "after the restore" in str(mirror.jobs()), "news")
         assert [one["metadata"]["name"] for one in mirror.jobs()] == [job]
