@@ -4,15 +4,24 @@
     FAMILY.hf_logits_err, .export_logits_err                              raw files through transformers; our export
     FAMILY.packed_speedup, .packed_speedup_sorted                         against padded batches in random order, and
                                                                           sorted by length
+    FAMILY.packed_speedup_wall, .packed_speedup_sorted_wall               the same by the clock on the wall
+    FAMILY.padding_bound, .padding_bound_sorted                           what packs without a gap would save
 
 Speed: forward and backward of every sample of the reference mix once, pictures included, the same weights and the same
 head in all three. Padded batches go through transformers' own attention with its mask; the model is the family's tiny
 recipe's, its language model so deep that the tower has the share of the work that it has when released. The mix is
-packing.py's with lengths divided by SHRINK; a sample beyond a pack is cut in all three alike.
+packing.py's with lengths divided by SHRINK; a sample beyond a pack is cut in all three alike. Samples are rendered as
+documents: a chat template's own words are not divided by SHRINK, and LLaVA's 54 a sample would make lengths alike.
+
+Ratios are of processor time: one process with one thread, so on a machine at rest the wall's are the same, and beside
+other work they are not. The bound counts matrix products alone, (padded tokens + tower) / (tokens + tower), from
+lengths: a fixed number of tokens a picture makes lengths alike and leaves little to save. Attention comes on top:
+padded batches attend under a mask, packs sample by sample.
 """
 
 from __future__ import annotations
 
+import copy
 import io
 import statistics
 import tempfile
@@ -45,7 +54,7 @@ from trainer.resolve import load_recipe, shipped
 from trainer.step.loss import as_head
 from trainer.step.packed import PackedModel, place
 
-SHRINK, LENGTH, BATCH = 8, 1024, 8
+SHRINK, LENGTH, BATCH, WHOLE = 8, 1024, 8, 0.95
 RELEASED = {
     "qwen_vl": 0.291,
     "qwen2_vl": 0.488,
@@ -59,6 +68,10 @@ smallest model that has a recipe: Qwen-VL 7B, Qwen2-VL 2B, Qwen2.5-VL 3B, Qwen3-
 The tower's work is the same in packs and in padded batches: it dilutes what packing saves."""
 PIXELS_PER_TOKEN = 28 * 28
 """Of a family that sees a picture at its own resolution; what others make of it is theirs."""
+TOWER_LAYERS = {"llava": 2, "llava_next": 2}
+"""Of the timed model, one of which is used: a language model beside the tiny recipe's four would need 49 layers."""
+SQUARE = {"qwen_vl": 112**2}
+"""Pixels of a family that brings every picture to its budget: 64 patches for 16 tokens, as 1,024 for 256 released."""
 
 
 def figures(quick: bool) -> dict[str, float]:
@@ -80,17 +93,17 @@ def _family(built: Built, quick: bool) -> dict[str, float]:
     if built.hugging_face:
         found["hf_logits_err"] = max(whole_path_errors(built)[0].values())
     found["export_logits_err"] = max(export_errors(built).values())
-    return found | speedups(built, 16 if quick else 64, 1 if quick else 2)
+    return found | speedups(built, 16 if quick else 128, 1 if quick else 2)
 
 
 # ---------------------------------------------------------------- speed
 
 
-def speedups(built: Built, num_samples: int, rounds: int) -> dict[str, float]:
+def speedups(built: Built, num_samples: int, rounds: int, *, batch_size: int = BATCH) -> dict[str, float]:
     """Medians of ratios, taken in turn: packed, random, sorted, packed, ..."""
     family = timed_family(built)
     rules = replace(built.rules, family=family, length=LENGTH, patch_budget=8 * LENGTH)
-    samples = list(reference_mix(rules, num_samples))
+    samples, members = whole_packs(list(reference_mix(rules, num_samples)))
     torch.manual_seed(1)
     packed = PackedModel(
         family.build(dtype=torch.float32, attn_implementation="segments"), parts_of(family), mean=family.image_mean,
@@ -99,13 +112,13 @@ def speedups(built: Built, num_samples: int, rounds: int) -> dict[str, float]:
     padded = family.build(dtype=torch.float32)
     padded.load_state_dict(packed.model.state_dict())
     as_head(parts_of(family).head_of(padded))
-    packs = [batch_of(family, rules, [samples[i] for i in members]) for members in in_packs(samples)]
+    packs = [batch_of(family, rules, [samples[i] for i in pack]) for pack in members]
     order = np.random.default_rng(7).permutation(len(samples)).tolist()
     by_length = sorted(order, key=lambda index: len(samples[index].ids))
     padded_id = rules.tokenizer.id(family.markers.eos)
 
     def in_batches(indices: Sequence[int]) -> Callable[[], float]:
-        rows = [[samples[i] for i in indices[at : at + BATCH]] for at in range(0, len(indices), BATCH)]
+        rows = [[samples[i] for i in indices[at : at + batch_size]] for at in range(0, len(indices), batch_size)]
         return lambda: sum(padded_loss(family, padded, row, padded_id) for row in rows)
 
     ways: dict[str, Callable[[], float]] = {
@@ -113,26 +126,37 @@ def speedups(built: Built, num_samples: int, rounds: int) -> dict[str, float]:
         "random": in_batches(order),
         "sorted": in_batches(by_length),
     }
-    losses = {name: way() for name, way in ways.items()}  # warm, and the same work
-    assert max(losses.values()) - min(losses.values()) < 1e-4 * losses["packed"], losses
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds):
-        for name, way in ways.items():
-            began = time.perf_counter()
-            way()
-            times[name].append(time.perf_counter() - began)
-    ratio = {
-        name: statistics.median(a / b for a, b in zip(times[name], times["packed"], strict=True))
-        for name in ("random", "sorted")
+    for warm in (in_batches(by_length[:BATCH]), lambda: packed_loss(packed, packs[-1])):
+        warm()
+    ratios = [ratios_of(ways) for _ in range(rounds)]
+    tokens, patches = (sum(len(getattr(sample, field)) for sample in samples) for field in ("ids", "patches"))
+    padded_to = {
+        "": padded_tokens(samples, order, batch_size),
+        "_sorted": padded_tokens(samples, by_length, batch_size),
     }
-    tokens = sum(len(sample.ids) for sample in samples)
+    tower = RELEASED[built.name] * patches
     return {
-        "packed_speedup": ratio["random"],
-        "packed_speedup_sorted": ratio["sorted"],
-        "packed_tokens_per_s": tokens / statistics.median(times["packed"]),
+        **{name: statistics.median(found[name] for found in ratios) for name in ratios[0]},
+        **{f"padding_bound{name}": (padded + tower) / (tokens + tower) for name, padded in padded_to.items()},
         "fill": tokens / (len(packs) * LENGTH),
-        "padded_fill_random": tokens / padded_tokens(samples, order),
-        "padded_fill_sorted": tokens / padded_tokens(samples, by_length),
+        **{f"padded_fill{name}": tokens / padded for name, padded in padded_to.items()},
+    }
+
+
+def ratios_of(ways: dict[str, Callable[[], float]]) -> dict[str, float]:
+    """Each way once: how many times as long the padded ones take. All give the same loss."""
+    cpu: dict[str, float] = {}
+    wall: dict[str, float] = {}
+    losses: dict[str, float] = {}
+    for name, way in ways.items():
+        began = time.process_time(), time.perf_counter()
+        losses[name] = way()
+        cpu[name], wall[name] = time.process_time() - began[0], time.perf_counter() - began[1]
+    assert max(losses.values()) - min(losses.values()) < 1e-4 * losses["packed"], losses
+    return {
+        f"packed_speedup{suffix}{clock}": times[name] / times["packed"]
+        for clock, times in (("", cpu), ("_wall", wall))
+        for name, suffix in (("random", ""), ("sorted", "_sorted"))
     }
 
 
@@ -142,7 +166,10 @@ def timed_family(built: Built) -> Family:
     if built.name not in recipes:
         return built.family
     stated = load_recipe(recipes[built.name]).model.config
-    family = load_family(built.name, stated if isinstance(stated, dict) else {})
+    config = copy.deepcopy(stated) if isinstance(stated, dict) else {}
+    if built.name in TOWER_LAYERS:
+        config["vision_config"]["num_hidden_layers"] = TOWER_LAYERS[built.name]
+    family = load_family(built.name, config)
     shape = family.shape()
     share = (shape.patch_weights + shape.merger_weights) / shape.text_weights
     config = family.with_tokens(built.tokenizer.id)
@@ -154,6 +181,7 @@ def timed_family(built: Built) -> Family:
 
 def reference_mix(rules: Rules, count: int) -> Iterator[Encoded]:
     """Samples with the mix's lengths: a picture of noise for the visual share, words for the rest."""
+    rules = replace(rules, rendering="document")
     rng = np.random.default_rng(1234)
     kinds = rng.choice(len(MIXTURE), count, p=[share for share, *_ in MIXTURE])
     for number, kind in enumerate(kinds):
@@ -162,11 +190,9 @@ def reference_mix(rules: Rules, count: int) -> Iterator[Encoded]:
         files = [a_picture(rng, tokens * visual)] if visual else []
         words = " ".join(["picture"] * max(4, int(tokens * (1 - visual))))
         media = tuple(media_of(data, side) for data, side in files)
-        parts = (*(Image(media=0) for _ in files), Text(text="What?"))
-        messages = (Message(role="user", parts=parts), Message(role="assistant", parts=(Text(text=words),)))
-        sample = Sample(id=str(number), source="mix", kind="instruction", messages=messages, media=media)
-        # as large as it is: a family that brings every picture to its budget has no other
-        limit = max(rules.pixels.image_min, *(side * side for _, side in files), 0)
+        message = Message(role="document", parts=(*(Image(media=0) for _ in files), Text(text=words)))
+        sample = Sample(id=str(number), source="mix", kind="caption", messages=(message,), media=media)
+        limit = SQUARE.get(rules.family.name) or max(rules.pixels.image_min, *(side * side for _, side in files), 0)
         own = replace(rules, pixels=rules.pixels.model_copy(update={"image_max": limit}))
         fitted = fit_sample(sample, 0, own)
         if isinstance(fitted, Fitted):
@@ -185,6 +211,20 @@ def media_of(data: bytes, side: int) -> Media:
     return Media(digest=digest_of(data), kind="image", suffix="png", size_bytes=len(data), width=side, height=side)
 
 
+def whole_packs(samples: Sequence[Encoded]) -> tuple[list[Encoded], list[list[int]]]:
+    """(samples, packs of them): without the last packs, which in a stream of samples the next ones would fill. What is
+    left out is left out of padded batches, too."""
+
+    def fill(pack: list[int]) -> float:
+        return sum(len(samples[i].ids) for i in pack) / LENGTH
+
+    packs = in_packs(samples)
+    packs = [pack for pack in packs if fill(pack) >= WHOLE] or [max(packs, key=fill)]
+    kept = sorted(i for pack in packs for i in pack)
+    place = {i: number for number, i in enumerate(kept)}
+    return [samples[i] for i in kept], [[place[i] for i in pack] for pack in packs]
+
+
 def in_packs(samples: Sequence[Encoded]) -> list[list[int]]:
     tokens = np.array([len(sample.ids) for sample in samples])
     patches = np.array([len(sample.patches) for sample in samples])
@@ -192,8 +232,8 @@ def in_packs(samples: Sequence[Encoded]) -> list[list[int]]:
     return [list(map(int, pack)) for packs in windows for pack in packs]
 
 
-def padded_tokens(samples: Sequence[Encoded], order: Sequence[int]) -> int:
-    rows = [[len(samples[i].ids) for i in order[at : at + BATCH]] for at in range(0, len(order), BATCH)]
+def padded_tokens(samples: Sequence[Encoded], order: Sequence[int], batch_size: int) -> int:
+    rows = [[len(samples[i].ids) for i in order[at : at + batch_size]] for at in range(0, len(order), batch_size)]
     return sum(len(row) * max(row) for row in rows)
 
 
