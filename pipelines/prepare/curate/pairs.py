@@ -8,19 +8,22 @@ Every shuffle is a groupby or a join of Daft. Results are sorted, so they do not
 
 from __future__ import annotations
 
+from functools import reduce
 from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from pipelines.prepare.curate import image_signature
+from pipelines.prepare.curate import image_signature, text_signature
 from pipelines.prepare.curate.text_signature import jaccard
 
 LIMIT = 200
 """Members of a group up to which all pairs are tried. In a larger one (a licence text, a logo) each is tried with the
 first and with its next NEIGHBOURS in order: equal ones stay connected, and the work stays linear."""
 NEIGHBOURS = 16
+BANDS_AT_ONCE = 6
+"""Of 36 or 48. All at once hold some 5 KB a sample while they are grouped: a row of every band of every sample."""
 MIN_SIMILARITY = 0.7
 MAX_DISTANCE = 64
 """The loosest thresholds that a recipe may state: pairs are stored up to them, and a stricter one needs no search."""
@@ -34,11 +37,20 @@ def pairs_in(members: list[int]) -> list[tuple[int, int]]:
     return sorted(near | {(members[0], b) for b in members[1:]})
 
 
-def candidates(daft: Any, frame: Any, kind: Any) -> Any:
-    """A frame a, b of different members of one group, each pair once; `kind` is the type of uid."""
+def candidates(daft: Any, frame: Any, kind: Any, num_bands: int) -> Any:
+    """A frame a, b of different members of one group, each pair once; `kind` is the type of uid. Bands have keys of
+    their own, so some of them at a time give the same pairs."""
+    parts = []
+    for first in range(0, num_bands, BANDS_AT_ONCE):
+        bands = frame["bands"].slice(first, first + BANDS_AT_ONCE)
+        parts.append(_candidates(daft, frame.select(frame["uid"], bands.alias("bands")), kind).collect())
+    return reduce(lambda one, other: one.concat(other), parts).distinct()
+
+
+def _candidates(daft: Any, frame: Any, kind: Any) -> Any:
     col = daft.col
     groups = (
-        frame.select("uid", "bands").explode("bands").where(daft.functions.not_null(col("bands"))).distinct()
+        frame.explode("bands").where(daft.functions.not_null(col("bands"))).distinct()
         .groupby("bands").agg(col("uid").list_agg().alias("uids"))
         .where(col("uids").list_count() > 1)
         .select(col("uids").list_sort().alias("uids")).distinct()
@@ -71,7 +83,7 @@ def text_pairs(daft: Any, frame: Any) -> pa.Table:
         ends = [_lists(side.to_arrow()) for side in (left, right)]
         return pa.array([jaccard(one, other) for one, other in zip(*ends, strict=True)], pa.float64())
 
-    pairs = _joined(daft, candidates(daft, frame, daft.DataType.int64()), frame, ["shingles"])
+    pairs = _joined(daft, candidates(daft, frame, daft.DataType.int64(), text_signature.NUM_BANDS), frame, ["shingles"])
     scored = pairs.select("a", "b", similarity(col("shingles_a"), col("shingles_b")).alias("similarity"))
     kept = scored.where(col("similarity") >= MIN_SIMILARITY)
     return _sorted(kept.to_arrow())
@@ -89,7 +101,7 @@ def image_pairs(daft: Any, frame: Any) -> pa.Table:
     col = daft.col
     bits = daft.DataType.fixed_size_binary(image_signature.NUM_BITS // 8)
     hashed = frame.with_column("hash", col("hash").cast(bits))
-    pairs = _joined(daft, candidates(daft, hashed, daft.DataType.uint64()), hashed, ["hash"])
+    pairs = _joined(daft, candidates(daft, hashed, daft.DataType.uint64(), image_signature.NUM_BANDS), hashed, ["hash"])
     distance = daft.functions.hamming_distance(col("hash_a"), col("hash_b"))
     close = pairs.select("a", "b", distance.alias("distance")).where(col("distance") <= MAX_DISTANCE)
 

@@ -318,6 +318,27 @@ def test_a_large_group_is_tried_in_a_row_and_stays_connected():
     assert len(pairs.pairs_in(members[:50])) == 50 * 49 // 2
 
 
+@pytest.mark.parametrize("at_once", [5, 36])
+def test_bands_some_at_a_time_give_every_pair_once(at_once: int, monkeypatch: pytest.MonkeyPatch):
+    """Negative control: without the last ones a pair is missing."""
+    monkeypatch.setattr(pairs, "BANDS_AT_ONCE", at_once)
+    keys = np.arange(5 * 36, dtype=np.uint64).reshape(5, 36)
+    keys[1, 0] = keys[0, 0]  # one key in common
+    keys[2, 35] = keys[0, 35]
+    keys[3] = keys[0]  # all of them
+    bands: list[list[int]] = [*keys.tolist(), []]
+    daft = Work("native").daft
+    frame = daft.from_pydict({"uid": list(range(6)), "bands": bands})
+
+    def found(num_bands: int) -> set[tuple[int, int]]:
+        table = pairs.candidates(daft, frame, daft.DataType.int64(), num_bands).to_pydict()
+        assert len(table["a"]) == len(set(zip(table["a"], table["b"], strict=True)))
+        return set(zip(table["a"], table["b"], strict=True))
+
+    assert found(36) == {(0, 1), (0, 2), (0, 3), (1, 3), (2, 3)}
+    assert at_once > 5 or found(35) == {(0, 1), (0, 3), (1, 3)}
+
+
 def test_similarity_is_of_sets_of_five_words():
     one = shingles(list("abcdefg"))
     other = shingles(list("abcdefh"))
