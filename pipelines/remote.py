@@ -18,7 +18,7 @@ import io
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -34,8 +34,8 @@ DEFAULT_NAMESPACE = "kubeflow"  # of the steps' pods, where there are no profile
 IMPLEMENTATION = "system-container-impl"  # pods of kfp's drivers print nothing of ours
 FORWARD = "Inside a cluster: kubectl port-forward -n kubeflow svc/ml-pipeline 8888, then --host http://localhost:8888"
 RUN_LABEL = "pipeline/runid"
-NOT_STEPS = ("driver", "executor", "root", "whole-run", "exit-handler")
-"""Words in the names of what kfp adds to a run."""
+NOT_STEPS = ("whole-run", "exit-handler-1")
+"""What groups the steps."""
 
 Say = Callable[[str], None]
 T = TypeVar("T")
@@ -189,16 +189,36 @@ def status(place: Place, run_id: str, *, say: Say = print) -> int:
     with told(place):
         run = client.get_run(run_id)
     say(f"{run.display_name}: {run.state or 'PENDING'}{_error(run)}")
-    for task in tasks(run):
+    for task in tasks(run, names_of(place, client, run)):
         say(f"  {task.display_name:28} {task.state or 'PENDING':10} {_seconds(task)}{_error(task)}")
     return 1 if run.state in ("FAILED", "CANCELED") else 0
 
 
-def tasks(run: Any) -> list[Any]:
-    """The steps, without kfp's drivers and groups, in the order they were made."""
+def tasks(run: Any, names: Mapping[str, str]) -> list[Any]:
+    """The steps under the names that the pipeline gives them, without kfp's drivers and groups.
+
+    Args:
+        names: names_of(the run); empty where the server does not show its definition: then everything is shown.
+    """
     details = (run.run_details.task_details if run.run_details else None) or []
     own = [task for task in details if task.pod_name or task.executor_detail or task.state]
-    return [task for task in own if not any(word in (task.display_name or "") for word in NOT_STEPS)]
+    for task in own:
+        task.display_name = names.get(task.display_name or "", task.display_name)
+    known = set(names.values()) - set(NOT_STEPS)
+    return [task for task in own if not names or task.display_name in known]
+
+
+def names_of(place: Place, client: Any, run: Any) -> dict[str, str]:
+    """Key of a task -> the step's name. A 2.14 server knows tasks by their keys, which are their components' names
+    (train, train-2), whatever the pipeline calls them."""
+    spec, version = run.pipeline_spec, run.pipeline_version_reference
+    if not spec and version and version.pipeline_version_id:
+        with contextlib.suppress(UsageError), told(place):  # deleted since
+            spec = client.get_pipeline_version(version.pipeline_id, version.pipeline_version_id).pipeline_spec
+    spec = (spec or {}).get("pipeline_spec", spec or {})
+    parts = [spec.get("root", {}), *spec.get("components", {}).values()]
+    found = [task for part in parts for task in part.get("dag", {}).get("tasks", {}).items()]
+    return {key: task.get("taskInfo", {}).get("name", key) for key, task in found}
 
 
 def _error(item: Any) -> str:
@@ -223,9 +243,12 @@ def follow(
     """Tell every change of a step until the run has ended; 0 when it succeeded, else 1."""
     client = client_of(place)
     known: dict[str, str] = {}
+    names: dict[str, str] | None = None
     while True:
         run = asked(place, lambda: client.get_run(run_id), say=say, sleep=sleep, clock=clock)
-        for task in tasks(run):
+        if names is None:
+            names = asked(place, lambda run=run: names_of(place, client, run), say=say, sleep=sleep, clock=clock)
+        for task in tasks(run, names):
             if task.state and known.get(task.display_name) != task.state:
                 known[task.display_name] = task.state
                 say(f"{time.strftime('%H:%M:%S')} {task.display_name}: {task.state}{_error(task)}")
@@ -248,10 +271,17 @@ def logs(place: Place, run_id: str, *, step: str | None = None, tail: int = 200,
         except config.ConfigException as error:
             raise ClusterError("logs come from the cluster itself", got=str(error), do="set KUBECONFIG") from None
     core, namespace, shown = client.CoreV1Api(), place.namespace or DEFAULT_NAMESPACE, 0
+    names: dict[str, str] = {}
+    with contextlib.suppress(QwenVLError):  # the cluster is asked for the lines; without the API they have other names
+        api = client_of(place)
+        with told(place):
+            run = api.get_run(run_id)
+        names = names_of(place, api, run)
     with _of_kubernetes():
         pods = core.list_namespaced_pod(namespace, label_selector=f"{RUN_LABEL}={run_id}").items
     for pod in sorted(pods, key=lambda pod: pod.metadata.creation_timestamp):
-        name = (pod.metadata.annotations or {}).get("workflows.argoproj.io/node-name", pod.metadata.name)
+        node = (pod.metadata.annotations or {}).get("workflows.argoproj.io/node-name", pod.metadata.name)
+        name = ".".join(names.get(part, part) for part in node.split("."))
         if IMPLEMENTATION not in pod.metadata.name or (step and step not in name):
             continue
         say(f"==> {name} ({pod.status.phase})")

@@ -77,6 +77,7 @@ class FakeKfp:
                 lambda: self._version(query["pipelineid"], query["name"], _file(headers, body)),
             ),
             (r"GET pipelines/([^/]+)/versions", lambda one: {"pipeline_versions": self._versions(one, query)}),
+            (r"GET pipelines/[^/]+/versions/([^/]+)", lambda one: self.versions[one]),
             (r"GET runs", lambda: {"runs": [*self.runs.values()][::-1][: int(query.get("page_size", 10))]}),
             (r"POST runs", lambda: self._run(sent)),
             (r"GET runs/([^/:]+)", self._get),

@@ -281,6 +281,22 @@ def a_job(name: str, owner: str, over: bool = False) -> dict[str, Any]:
     }
 
 
+def test_steps_have_the_pipelines_names_where_a_server_knows_them_by_their_keys() -> None:
+    """As a real 2.14.3 answers: keys of tasks, drivers, executors, groups and the workflow itself."""
+    stages = {"train": {"taskInfo": {"name": "stage1"}}, "train-2": {"taskInfo": {"name": "stage2"}}}
+    group = {"exit-handler-1": {"taskInfo": {"name": "whole-run"}}}
+    spec = {"root": {"dag": {"tasks": group}}, "components": {"comp-exit-handler-1": {"dag": {"tasks": stages}}}}
+    version = Mock(pipeline_id="p", pipeline_version_id="v")
+    keys = ["train-2", "train", "train-driver", "executor(0)", "executor", "exit-handler-1", "root", f"{NAME}-x7k2p"]
+    for given in ({"pipeline_spec": spec}, spec):
+        details = [Mock(display_name=key, state="RUNNING") for key in keys]
+        run = Mock(pipeline_spec=None, pipeline_version_reference=version, run_details=Mock(task_details=details))
+        client = Mock(**{"get_pipeline_version.return_value": Mock(pipeline_spec=given)})
+        names_of_steps = remote.names_of(Place("http://kfp"), client, run)
+        assert [task.display_name for task in remote.tasks(run, names_of_steps)] == ["stage2", "stage1"]
+    assert len(remote.tasks(run, {})) == len(keys), "nothing is left out without a definition"
+
+
 def test_logs_are_the_lines_of_the_steps_own_pods(
     kfp: FakeKfp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
