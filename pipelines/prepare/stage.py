@@ -23,7 +23,7 @@ from trainer.data import kept
 from trainer.data.drops import much_left_out
 from trainer.data.layout import REASONS, Rules
 from trainer.data.mixture import SourceCounts, drops_of
-from trainer.data.plan import Order, Plan, make_plan
+from trainer.data.plan import Order, Plan, make_plan, refuse_unfit
 from trainer.data.shards import Source
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import PlanError, StageMismatch, UsageError
@@ -166,6 +166,14 @@ def _make(recipe: Recipe, stage: str, split: str, counter: Counter, target: str)
             got=f"{', '.join(sorted(config.data))}, without a sample",
             do="add a source, or give stages.*.sampling more requests",
         )
+    known = {source.name: source for source in counts}
+
+    def sizes(name: str) -> str:
+        return _sizes(known[name], rules_for(rules_ref(recipe, stage, name, out)), out)
+
+    if split == "train":
+        for name in sorted(known.keys() - {source.name for source in fitting}):
+            refuse_unfit(known[name], order, sizes(name))
     plan = make_plan(counts if split == "train" else fitting, order)
     _refuse_unbalanced(plan, config, stage, split)
     _refuse_too_large(plan, out, stage)
@@ -173,10 +181,7 @@ def _make(recipe: Recipe, stage: str, split: str, counter: Counter, target: str)
         check_used_once(plan, out, where=f"stages.{stage}")
     plan.write(target)
     _print(plan, stage, split)
-    known = {source.name: source for source in counts}
-    _warn(
-        _with_all(plan, counts), lambda name: _sizes(known[name], rules_for(rules_ref(recipe, stage, name, out)), out)
-    )
+    _warn(_with_all(plan, counts), sizes)
     return plan
 
 

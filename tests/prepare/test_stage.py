@@ -232,7 +232,7 @@ ERRORS: list[tuple[str, list[str], type[Exception], str]] = [
         "stage1",
         ["stages.stage1.packing={length: 16, patch_budget: 1024, over_long: drop}"],
         PlanError,
-        "no sample of the source fits",
+        r"(?s)no sample of the source fits.*half of those that do not fit have over [1-9]",
     ),
     ("stage9", [], UsageError, "no such stage"),
 ]

@@ -306,17 +306,27 @@ def _check(sources: Sequence[SourceCounts], order: Order) -> None:
     if not sources:
         raise PlanError("the stage has no source", where="stages.*.data")
     for source in sources:
-        if (source.fit >= 0).any():
-            continue
-        counted = ", ".join(f"{count} {reason}" for reason, count in drops_of(source).items()) or "it has none"
-        smallest = f"; the smallest has {int(source.tokens.min())} tokens" if source.tokens.size else ""
-        raise PlanError(
-            "no sample of the source fits the packing",
-            where=f"source {source.name} ({source.split})",
-            expected=f"at least one within {order.length} tokens and {order.patch_budget} patches",
-            got=f"{len(source.row)} samples, dropped: {counted}{smallest}",
-            do="raise packing.length or packing.patch_budget, lower pixels.image_min, or take the source out",
-        )
+        refuse_unfit(source, order)
+
+
+def refuse_unfit(source: SourceCounts, order: Order, sizes: str = "") -> None:
+    """
+    Args:
+        sizes: added to the message: how large the samples are.
+
+    Raises:
+        PlanError: no sample of the source fits.
+    """
+    if (source.fit >= 0).any():
+        return
+    counted = ", ".join(f"{count} {reason}" for reason, count in drops_of(source).items()) or "it has none"
+    raise PlanError(
+        "no sample of the source fits the packing",
+        where=f"source {source.name} ({source.split})",
+        expected=f"at least one within {order.length} tokens and {order.patch_budget} patches",
+        got=f"{len(source.row)} samples, dropped: {counted}{sizes}",
+        do="raise packing.length or packing.patch_budget, lower pixels.image_min, or take the source out",
+    )
 
 
 def _steps(
