@@ -77,7 +77,9 @@ test-cluster: $(STAMP) ## stages on a real Kubernetes of our own, or on KUBECONF
 	@[ -n "$$KUBECONFIG" ] || $(BIN)/python -m tests.cluster doctor --strict
 	$(BIN)/python -m pytest -m cluster tests/cluster $(PYTEST_ARGS)
 
-test-kfp: $(STAMP) ## the tiny recipe on a real Kubeflow Pipelines (tests/kfp): KFP_ENDPOINT=... KUBECONFIG=... KFP_CLUSTER=... KFP_OUT=...
+test-kfp: export QWENVL_TEST_CLUSTER ?= kfp
+test-kfp: $(STAMP) ## the tiny recipe on a real Kubeflow Pipelines of our own, or on KFP_ENDPOINT's (tests/kfp/README.md)
+	@[ -n "$$KFP_ENDPOINT" ] || $(BIN)/python -m tests.kfp doctor --strict
 	$(BIN)/python -m pytest -m kfp tests/kfp $(PYTEST_ARGS)
 
 cluster-up: $(STAMP) ## our own Kubernetes, kept until cluster-down: python -m tests.cluster kubectl ... talks to it
