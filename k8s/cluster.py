@@ -174,6 +174,13 @@ class Storage(Strict):
     cache: NodeCache
 
 
+class SecretEntry(Strict):
+    """One entry of an existing secret in the cluster file's namespace."""
+
+    secret: Name
+    key: str = Field(min_length=1)
+
+
 # ---------------------------------------------------------------- scheduling
 
 
@@ -276,6 +283,9 @@ class Cluster(Strict):
     """Added to every object and pod."""
     annotations: dict[LabelKey, str] = Field(default_factory=dict)
     """Added to every pod, for example sidecar.istio.io/inject: "false"."""
+    secrets: dict[EnvName, SecretEntry] = Field(default_factory=dict)
+    """Environment variables of every pod of a stage or of data preparation, from secrets: the key of a judge's endpoint
+    (QWENVL_ENDPOINT_KEY), of MLflow (MLFLOW_TRACKING_TOKEN), of a hub (HF_TOKEN)."""
     job_kind: Literal["PyTorchJob", "TrainJob"] = "PyTorchJob"
     """What stages and programs of the trainer image run as. TrainJob needs Kubeflow Trainer v2 in the cluster and the
     right to create them (the chart's rbac.kinds)."""
@@ -292,6 +302,11 @@ class Cluster(Strict):
         for name, pool in self.pools.items():
             if topology and pool.gpu and pool.fabric_key is None:
                 problems.append(f"pools.{name}.fabric_key: queue.topology {topology} needs one")
+            for variable in sorted(self.secrets.keys() & pool.env.keys()):
+                problems.append(f"secrets.{variable}: pools.{name}.env has it too; keep one of them")
+        for variable in self.secrets:
+            if variable.startswith("AWS_"):
+                problems.append(f"secrets.{variable}: storage.credentials gives what begins with AWS_")
         if self.grace.termination_s <= 10 + 20:
             problems.append("grace.termination_s: leaves the trainer less than 20 s to save")
         if problems:

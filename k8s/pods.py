@@ -119,7 +119,7 @@ def _container(pod: Pod) -> Json:
 
 
 def _environment(pod: Pod) -> list[Json]:
-    """Sorted by name, each name once. The pool's settings give way to the program's own."""
+    """Sorted by name, each name once. The cluster file's settings and secrets give way to the program's own."""
     storage = pod.cluster.storage
     plain = {
         **pod.pool.env,
@@ -136,14 +136,19 @@ def _environment(pod: Pod) -> list[Json]:
     }
     if storage.endpoint is not None:
         plain["AWS_ENDPOINT_URL"] = storage.endpoint
-    entries: list[Json] = [{"name": name, "value": value} for name, value in plain.items()]
+    referred = {name: (one.secret, one.key) for name, one in pod.cluster.secrets.items() if name not in plain}
     match storage.credentials:
         case SecretCredentials(secret=secret, access_key=access, secret_key=key):
-            for name, entry in (("AWS_ACCESS_KEY_ID", access), ("AWS_SECRET_ACCESS_KEY", key)):
-                entries.append({"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": entry}}})
+            referred |= {"AWS_ACCESS_KEY_ID": (secret, access), "AWS_SECRET_ACCESS_KEY": (secret, key)}
         case WebIdentity(role_arn=role):
-            entries.append({"name": "AWS_ROLE_ARN", "value": role})
-            entries.append({"name": "AWS_WEB_IDENTITY_TOKEN_FILE", "value": f"{TOKEN_DIR}/token"})
+            plain |= {"AWS_ROLE_ARN": role, "AWS_WEB_IDENTITY_TOKEN_FILE": f"{TOKEN_DIR}/token"}
+    entries: list[Json] = [
+        *({"name": name, "value": value} for name, value in plain.items()),
+        *(
+            {"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}
+            for name, (secret, key) in referred.items()
+        ),
+    ]
     return sorted(entries, key=lambda entry: entry["name"])
 
 

@@ -34,6 +34,8 @@ def test_every_shipped_example_is_valid_and_fits_every_shipped_recipe(name: str)
         ("storage.cache={kind: empty_dir, size: 1Ti, path: /x}", "kind empty_dir has no path"),
         ("queue={kind: kueue, name: q, topologie: required}", "did you mean topology?"),
         ("queue={kind: slurm, name: q}", "queue"),
+        ("secrets={AWS_PROFILE: {secret: a, key: b}}", "secrets.AWS_PROFILE: storage.credentials gives"),
+        ("secrets={KEY: {secret: a}}", "secrets.KEY.key"),
         ("pools.gpu.tolerations=[{key: a, operator: Equal}]", "operator Equal needs a value"),
     ],
 )

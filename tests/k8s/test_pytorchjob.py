@@ -295,6 +295,11 @@ def test_credentials_are_referred_to_and_never_written() -> None:
     assert env(a_stage().job)["AWS_SECRET_ACCESS_KEY"] == {
         "secretKeyRef": {"name": "qwenvl-train-s3", "key": "AWS_SECRET_ACCESS_KEY"}
     }
+    ours, theirs = "QWENVL_ENDPOINT_KEY: {secret: judge, key: token}", "OMP_NUM_THREADS: {secret: x, key: y}"
+    judge = a_cluster(f"secrets={{{ours}, {theirs}}}")
+    given = env(a_stage(cluster=judge).job)
+    assert given["QWENVL_ENDPOINT_KEY"] == {"secretKeyRef": {"name": "judge", "key": "token"}}
+    assert given["OMP_NUM_THREADS"] == env(a_stage().job)["OMP_NUM_THREADS"], "the program's own goes first"
     ambient = env(a_stage(cluster=a_cluster("storage.credentials={kind: ambient}")).job)
     assert not any("ACCESS_KEY" in name or "TOKEN" in name for name in ambient if name.startswith("AWS"))
 
