@@ -272,11 +272,12 @@ def a_job(name: str, owner: str, over: bool = False) -> dict[str, Any]:
     conditions = [{"type": "Failed" if over else "Running", "status": "True"}]
     marks = {names.OWNER: owner, names.OUT: OUT}
     labels = {"app.kubernetes.io/managed-by": f"{names.PREFIX}-launcher"}
+    template = {"spec": {"containers": [{"name": "pytorch"}]}}
     return {
         "apiVersion": "kubeflow.org/v1",
         "kind": "PyTorchJob",
         "metadata": {"name": name, "uid": name, "resourceVersion": "1", "annotations": marks, "labels": labels},
-        "spec": {"pytorchReplicaSpecs": {"Worker": {"replicas": 1}}},
+        "spec": {"pytorchReplicaSpecs": {"Worker": {"replicas": 1, "template": template}}},
         "status": {"conditions": conditions},
     }
 
