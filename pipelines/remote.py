@@ -280,7 +280,7 @@ def logs(place: Place, run_id: str, *, step: str | None = None, tail: int = 200,
     with _of_kubernetes():
         pods = core.list_namespaced_pod(namespace, label_selector=f"{RUN_LABEL}={run_id}").items
     for pod in sorted(pods, key=lambda pod: pod.metadata.creation_timestamp):
-        node = (pod.metadata.annotations or {}).get("workflows.argoproj.io/node-name", pod.metadata.name)
+        node: str = (pod.metadata.annotations or {}).get("workflows.argoproj.io/node-name") or pod.metadata.name
         name = ".".join(names.get(part, part) for part in node.split("."))
         if IMPLEMENTATION not in pod.metadata.name or (step and step not in name):
             continue
