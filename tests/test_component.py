@@ -69,6 +69,20 @@ def test_a_stage_whose_parent_is_not_finished_names_it_and_the_command(tmp_path:
         refuse_unprepared(recipe, local_call(recipe, "stage2", ref="tiny", out=out))
 
 
+def test_what_the_error_expected_and_found_is_told_with_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, recipe = str(tmp_path), load_recipe("tiny")
+    storage.write_json(storage.join(out, "stage2", "plan", "plan.json"), {})
+
+    def raises(*_: object) -> None:
+        raise UsageError("stage1 is another one", where="here", expected="one thing", got="another")
+
+    monkeypatch.setattr("trainer.handover.lineage", raises)
+    with pytest.raises(UsageError, match="  where: here\n  expected: one thing\n  got: another\n  do: qwenvl run tiny"):
+        refuse_unprepared(recipe, local_call(recipe, "stage2", ref="tiny", out=out))
+
+
 def torchx(words: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
     program = str(Path(sys.executable).parent / "torchx")
     env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}

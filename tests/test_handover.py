@@ -12,7 +12,7 @@ from trainer import handover, storage
 from trainer.errors import CheckpointError, StageMismatch, UsageError
 from trainer.handover import Parent, StageResult
 from trainer.recipe import Recipe
-from trainer.resolve import load_recipe, stage_fields
+from trainer.resolve import load_recipe, stage_digest, stage_fields
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +108,39 @@ def test_a_changed_parent_makes_the_children_stale_and_the_chain_is_told(tmp_pat
             handover.finished(recipe, "stage2", str(tmp_path))
             handover.lineage(recipe, str(tmp_path), stage)
     assert handover.finished(recipe, "stage1", str(tmp_path)) is not None
+
+
+def test_a_parent_written_again_with_the_same_weights_leaves_its_children_as_they_are(
+    tmp_path: Path, recipe: Recipe
+) -> None:
+    out, stage = str(tmp_path), recipe.stages.named()["stage1"]
+    init = a_chain(tmp_path, recipe, "init")[0]
+    made = stage_digest(recipe, stage, parent_model=init.model.digest, data="d")
+    a_result(tmp_path, recipe, "stage1", init, stage_digest=made, data_digest="d")
+    storage.remove(handover.result_uri(out, "init"))
+    handover.write(out, init.model_copy(update={"wall_s": 9.0, "attempts": 2}))
+    assert handover.finished(recipe, "stage1", out) is not None
+    (tmp_path / "init/model/model.safetensors").write_bytes(b"other weights")
+    storage.remove(handover.result_uri(out, "init"))
+    handover.write(out, init.model_copy(update={"model": handover.describe_model(out, "init/model")}))
+    with pytest.raises(StageMismatch, match=r"init -> stage1 \(stale\)"):
+        handover.finished(recipe, "stage1", out)
+
+
+@pytest.mark.parametrize(("damage", "want"), [("remove", "is gone"), ("write", "manifest is damaged")])
+def test_a_last_checkpoint_that_is_gone_or_damaged_is_told_with_what_to_do(
+    tmp_path: Path, recipe: Recipe, damage: str, want: str
+) -> None:
+    init, name = a_chain(tmp_path, recipe, "init")[0], "stage1/checkpoints/step-00000004/manifest.json"
+    at, out = tmp_path / name, str(tmp_path)
+    at.parent.mkdir(parents=True)
+    at.write_text("{}")
+    a_result(tmp_path, recipe, "stage1", init, checkpoint=name, checkpoint_digest=storage.sha256_of(str(at)))
+    assert handover.read(out, "stage1").checkpoint == name
+    at.unlink() if damage == "remove" else at.write_text("{ }")
+    with pytest.raises(CheckpointError, match=want) as told:
+        handover.read(out, "stage1")
+    assert f"do: restore it, or remove {out}/stage1 to train the stage again" in str(told.value)
 
 
 def test_a_missing_parent_is_a_usage_error_that_names_it(tmp_path: Path, recipe: Recipe) -> None:

@@ -88,7 +88,8 @@ def refuse_unprepared(recipe: Recipe, call: StageCall) -> None:
     try:
         handover.lineage(recipe, call.out, call.stage)
     except UsageError as error:
-        raise UsageError(error.what, where=error.where, do=f"{told}    (goes on from what is finished)") from None
+        do = f"{told}    (goes on from what is finished)"
+        raise UsageError(error.what, where=error.where, expected=error.expected, got=error.got, do=do) from None
 
 
 def _starts_it() -> bool:

@@ -1,8 +1,8 @@
 """StageResult: what a finished stage hands to the next one, and the only mark that it is finished.
 
 OUT/STAGE/result.json is created once. Reading it verifies sizes and the digests of the small files (`quick`) or
-every byte (`full`). The parent's digest is part of it, so a parent that changed makes the children stale: that is
-told with the chain of stages, and nothing is reused.
+every byte (`full`). The parent's digest is part of it, so a parent whose weights changed makes the children stale: that
+is told with the chain of stages, and nothing is reused.
 
     parent_of(recipe, "sft")        -> name of the stage (or init) whose model the stage starts from
     newest_result(out, before="sft")-> the newest StageResult before a stage, for generation and resume
@@ -211,12 +211,16 @@ def _verify_checkpoint(out: str, result: StageResult, *, full: bool) -> None:
         return
     uri = storage.join(out, result.checkpoint)
     try:
-        found = storage.sha256_of(uri)
+        found, told = storage.sha256_of(uri), "the last checkpoint's manifest is damaged"
     except FileNotFoundError:
-        found = "no such object"
+        found, told = "no such object", f"the last checkpoint of {result.stage}, which is finished, is gone"
     if result.checkpoint_digest and found != result.checkpoint_digest:
         raise CheckpointError(
-            "the last checkpoint's manifest is damaged", where=uri, expected=result.checkpoint_digest, got=found
+            told,
+            where=uri,
+            expected=result.checkpoint_digest,
+            got=found,
+            do=f"restore it, or remove {storage.join(out, result.stage)} to train the stage again",
         )
     if full:
         for entry in manifests.read(uri).objects:
@@ -284,7 +288,7 @@ def _check_parent(chain: list[StageResult], result: StageResult, out: str) -> No
     if not chain or result.parent is None:
         return
     wanted = result_digest(chain[-1])
-    if result.parent.digest == wanted:
+    if result.parent.digest == wanted or _grew_from(result, chain[-1].model):
         return
     names = " -> ".join([*(parent.stage for parent in chain), f"{result.stage} (stale)"])
     raise StageMismatch(
@@ -294,6 +298,13 @@ def _check_parent(chain: list[StageResult], result: StageResult, out: str) -> No
         got=f"{chain[-1].stage} is {wanted[:12]}",
         do=f"remove {storage.join(out, result.stage)} and what follows it, or use another output",
     )
+
+
+def _grew_from(result: StageResult, model: Model) -> bool:
+    """Whether the stage started from exactly these weights. A parent's result that was written again, by another
+    attempt, differs in its times and figures, and its children stay what they are. Form of `resolve.stage_digest`."""
+    asked = {"fields": result.resolved_stage, "parent_model": model.digest, "data": result.data_digest}
+    return result.stage_digest == digest(asked)
 
 
 def finished(
