@@ -21,11 +21,12 @@ from collections.abc import Iterable, Mapping
 from importlib import resources
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from trainer.errors import ClusterError, RecipeError
+from trainer.errors import ClusterError
+from trainer.problems import validated
 from trainer.recipe import Recipe
-from trainer.resolve import apply_override, parse_yaml, problems_of, text_at
+from trainer.resolve import apply_override, parse_yaml, text_at
 
 NO_DIGEST = "sha256:" + "0" * 64
 """What the example files have in place of a digest: renders, but the launcher refuses to create it."""
@@ -359,10 +360,7 @@ def load_cluster(ref: str, overrides: Iterable[str] = ()) -> Cluster:
 
 
 def validate(content: Mapping[str, Any], *, where: str) -> Cluster:
-    try:
-        return Cluster.model_validate(content)
-    except ValidationError as error:
-        raise RecipeError(problems_of(error, Cluster), where=where, subject="the cluster file") from None
+    return validated(Cluster, content, where=where, subject="the cluster file")
 
 
 # ---------------------------------------------------------------- does the recipe fit

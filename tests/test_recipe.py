@@ -101,6 +101,11 @@ def test_unknown_keys_bad_values_and_wrong_names_are_reported_together_by_path()
         (["model.base=s3://x"], "model", "either base"),
         (["stages.stage1.pixels.image_min=999999999"], "stages.stage1.pixels", "is above image_max"),
         (["name=Bad Name"], "name", "match"),
+        (["stages.stage1.optim.lr=true"], "stages.stage1.optim.lr", "expected a number, got True"),
+        (["stages.stage1.data.captions=true"], "stages.stage1.data.captions", "expected a number, got True"),
+        (["stages.stage1.optim.betas=[true, 0.9]"], "stages.stage1.optim.betas.0", "expected a number, got True"),
+        (["stages.stage1.train.vision=1"], "stages.stage1.train.vision", "expected true or false, got 1"),
+        (["stages.stage1.packing.length=16777217"], "stages.stage1.packing.length", "or equal to 16777216, got"),
     ],
 )
 def test_a_bad_recipe_says_where_and_what(overrides: list[str], path: str, message: str):

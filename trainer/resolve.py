@@ -10,19 +10,20 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from types import UnionType
-from typing import Any, get_args, get_origin
+from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from trainer import storage
 from trainer.errors import RecipeError, UsageError
 from trainer.fields import identity, is_unsaid
+from trainer.problems import validated
 from trainer.recipe import Recipe, Stage
 
 Json = dict[str, Any]
@@ -147,10 +148,7 @@ def _laid_over(base: Json, top: Json) -> Json:
 
 
 def validate(content: Mapping[str, Any], *, where: str) -> Recipe:
-    try:
-        return Recipe.model_validate(content)
-    except ValidationError as error:
-        raise RecipeError(problems_of(error, Recipe), where=where) from None
+    return validated(Recipe, content, where=where)
 
 
 def parse_yaml(text: str, *, where: str, subject: str = "the recipe") -> Json:
@@ -204,92 +202,6 @@ def apply_override(content: Json, override: str) -> None:
                 "not a section", where=f"--set {override}", got=f"{'.'.join(parents[: depth + 1])} = {at!r}"
             )
     at[last] = value
-
-
-# ---------------------------------------------------------------- problems
-
-
-EXPECTED = {
-    "greater_than": "a number greater than {gt:g}",
-    "greater_than_equal": "a number greater than or equal to {ge:g}",
-    "less_than": "a number less than {lt:g}",
-    "less_than_equal": "a number less than or equal to {le:g}",
-    "finite_number": "a finite number",
-    "literal_error": "{expected}",
-    "string_pattern_mismatch": "text that matches {pattern}",
-    "string_too_short": "text of at least {min_length} characters",
-    "string_too_long": "text of at most {max_length} characters",
-    "too_short": "at least {min_length} items",
-    "too_long": "at most {max_length} items",
-    **dict.fromkeys(("int_type", "int_parsing", "int_from_float", "int_parsing_size"), "a whole number"),
-    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
-    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
-    **dict.fromkeys(("dict_type", "mapping_type", "model_type", "model_attributes_type"), "a mapping"),
-    **dict.fromkeys(("list_type", "tuple_type"), "a list"),
-    "string_type": "text",
-    "none_required": "nothing (null)",
-}
-"""pydantic's kinds of errors in our words; others keep pydantic's."""
-
-
-def wording(detail: Mapping[str, Any]) -> str:
-    """One of pydantic's error details as `expected ..., got ...`."""
-    got = repr(detail["input"])
-    shown = got if len(got) <= 200 else f"{got[:197]}..."
-    template = EXPECTED.get(detail["type"])
-    told = detail["msg"] if template is None else f"expected {template.format(**detail.get('ctx', {}))}"
-    return f"{told}, got {shown}"
-
-
-def problems_of(error: ValidationError, root: type[BaseModel]) -> list[tuple[str, str]]:
-    """(field path, message) of everything that pydantic found wrong with a file whose model is `root`."""
-    return list(_problems(error, root))
-
-
-def _problems(error: ValidationError, root: type[BaseModel]) -> Iterator[tuple[str, str]]:
-    for detail in error.errors():
-        location = [str(part) for part in detail["loc"]]
-        path = ".".join(location)
-        if detail["type"] == "extra_forbidden":
-            siblings = _siblings(location, root)
-            close = difflib.get_close_matches(location[-1], siblings, n=1)
-            hint = f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(siblings)}"
-            yield path, f"unknown key{hint}"
-        elif detail["type"] == "missing":
-            yield path, "required, but missing"
-        elif detail["type"] == "value_error":
-            for line in str(detail.get("ctx", {}).get("error", detail["msg"])).splitlines():
-                inner, colon, message = line.partition(": ")
-                yield (inner, message) if colon and " " not in inner else (path, line)
-        else:
-            yield path, wording(detail)
-
-
-def _siblings(location: list[str], root: type[BaseModel]) -> list[str]:
-    """Field names of the model that the last part of `location` was looked up in."""
-    at: Any = root
-    for part in location[:-1]:
-        if (model := _model_of(at)) is None:
-            return []
-        tagged = [inner for inner in get_args(at) if isinstance(inner, type) and issubclass(inner, BaseModel)]
-        if get_origin(at) in (dict, list):  # the part is a key or an index
-            at = model
-        elif len(tagged) > 1:  # a union told apart by `kind`, and the part is its value
-            at = next((one for one in tagged if part in get_args(one.model_fields["kind"].annotation)), model)
-        elif part in model.model_fields:
-            at = model.model_fields[part].annotation
-    model = _model_of(at)
-    return sorted(model.model_fields) if model else []
-
-
-def _model_of(annotation: Any) -> type[BaseModel] | None:
-    """The pydantic model inside Optional[Model] or dict[str, Model]."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for inner in getattr(annotation, "__args__", ()):
-        if (model := _model_of(inner)) is not None:
-            return model
-    return None
 
 
 # ---------------------------------------------------------------- resolved

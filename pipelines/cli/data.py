@@ -74,8 +74,8 @@ def _ingest(asked: argparse.Namespace) -> int:
     from pipelines.prepare.formats import format_of, problems_of_sources, usual
     from pipelines.prepare.ingest import Place, annotation_files, write_source
     from trainer.errors import RecipeError
+    from trainer.problems import problems_of
     from trainer.recipe import Prepare, Source
-    from trainer.resolve import problems_of
 
     out = asked.out.rstrip("/") or "/"
     refuse_other_content(out, asked.sources)
