@@ -38,7 +38,7 @@ from pipelines.summary import summary
 from pipelines.work import DEVICE, LOCAL
 from trainer import storage
 from trainer.command import StageCall, stage_command
-from trainer.errors import UNKNOWN, Preempted, UsageError
+from trainer.errors import UNKNOWN, Preempted, UsageError, meaning
 from trainer.observe.gpu import Gpu
 from trainer.recipe import Recipe
 
@@ -69,12 +69,21 @@ class RunCall:
 
     def command(self) -> str:
         """As typed into a shell."""
-        words = ["qwenvl", "run", self.recipe, "--out", self.out]
+        words = [*program(), "run", self.recipe, "--out", self.out]
         words += [word for one in self.overrides for word in ("--set", one)]
         words += ["--base-model", self.base_model] * bool(self.base_model)
         words += [word for one in self.accept_changes for word in ("--accept-change", one)]
         words += ["--device", self.device] * (self.device != "cpu")
         return shlex.join(words)
+
+
+def program() -> list[str]:
+    """Words that start this command again in this shell: by its name where that is found, else as it was called."""
+    called = Path(sys.argv[0])
+    if called.name != "qwenvl":
+        return [sys.executable, "-m", "pipelines.cli.main"]
+    found = shutil.which(called.name)
+    return [called.name if found and called.exists() and os.path.samefile(found, called) else str(called)]
 
 
 def run_here(call: RunCall) -> int:
@@ -160,7 +169,9 @@ class _Top:
             told = f"stopped{where}: {failure.message}" if stopped else f"error{where}: {failure.message}"
             print(told, file=sys.stderr)
             kept = ", a stage from its last checkpoint" if stopped else ""
-            print(f"the same command goes on from what is finished{kept}: {call.command()}", file=sys.stderr)
+            mended = "once that is mended, " if meaning(failure.code) == "permanent" else ""
+            again = f"{mended}the same command goes on from what is finished{kept}: {call.command()}"
+            print(again, file=sys.stderr)
             tracking.start(recipe, call.out, "KILLED" if self.stopped_by else "FAILED").wait(10)
             return failure.code
         print(summary(recipe, call.out, wall_s=self.progress.clock() - self.progress.began))

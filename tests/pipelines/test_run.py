@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 
 from pipelines import processes
+from pipelines.run import program
 from tests.pipelines.builders import ARun, pids, seconds_until_gone, sleeper
 from trainer.errors import MediaError, OutputInUse, RecipeError
 
@@ -47,6 +49,7 @@ def test_finished_stages_are_skipped_and_the_interrupted_one_runs_again(tmp_path
     out = tmp_path / "out"
     failing = ARun(tmp_path, {"stage2": "raise SystemExit(1)"}).finish()
     assert failing.code != 0
+    assert "\nthe same command goes on from what is finished: " in failing.stderr
     assert (out / "stage1.done").exists() and not (out / "stage2.done").exists()
     (tmp_path / "steps" / "stage2.py").unlink()
     again = ARun(tmp_path).finish()
@@ -62,9 +65,29 @@ def test_a_step_s_error_is_told_once_with_its_exit_code_and_nothing_else_starts(
     assert ended.code == MediaError.code
     told = ended.stdout + ended.stderr
     assert told.count("a picture cannot be read") == 1
+    again = f"once that is mended, the same command goes on from what is finished: {sys.executable} -m pipelines.cli"
+    assert again in ended.stderr, "by itself it would fail again"
     assert "error in prepare-stage1" in ended.stderr and "where: cat.jpg" in ended.stderr
     assert "Traceback" not in told
     assert "prepare-stage1: failed" in ended.stdout.splitlines()[-1], "nothing starts after it"
+
+
+@pytest.mark.parametrize(
+    ("called", "path", "want"),
+    [
+        ("{0}/bin/qwenvl", "{0}/bin", ["qwenvl"]),
+        ("{0}/bin/qwenvl", "{0}/elsewhere", ["{0}/bin/qwenvl"]),
+        ("{0}/pipelines/cli/main.py", "{0}/bin", [sys.executable, "-m", "pipelines.cli.main"]),
+    ],
+)
+def test_the_command_that_goes_on_is_one_that_this_shell_finds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, called: str, path: str, want: list[str]
+) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "qwenvl").touch(mode=0o755)
+    monkeypatch.setattr(sys, "argv", [called.format(tmp_path)])
+    monkeypatch.setenv("PATH", path.format(tmp_path))
+    assert program() == [word.format(tmp_path) for word in want]
 
 
 def test_a_bug_in_a_step_shows_its_traceback_and_not_kfp_s(tmp_path: Path) -> None:
