@@ -20,7 +20,7 @@ from pipelines.prepare.ingest import source_uri
 from pipelines.prepare.pairs import check_used_once
 from trainer import cache, storage
 from trainer.data import kept
-from trainer.data.drops import much_left_out
+from trainer.data.drops import HELD_OUT, much_left_out
 from trainer.data.layout import REASONS, Rules
 from trainer.data.mixture import SourceCounts, drops_of
 from trainer.data.plan import Order, Plan, make_plan, refuse_unfit
@@ -140,7 +140,7 @@ def _make(recipe: Recipe, stage: str, split: str, counter: Counter, target: str)
     if stored is not None:
         _refuse_unbalanced(stored, config, stage, split)
         print(f"plan: {stage} {split} is already there ({stored.num_steps} steps)", flush=True)
-        _warn(stored.header)
+        _warn((_header_of_all(out, stage) if split == "held_out" else None) or stored.header)
         return stored
     _refuse_if_begun(out, stage, split)
     counts = [
@@ -154,6 +154,9 @@ def _make(recipe: Recipe, stage: str, split: str, counter: Counter, target: str)
         for name, folder in folders.items()
     ]
     fitting = [source for source in counts if (source.fit >= 0).any()]
+    header = _left_out_of(counts, order)
+    if split == "held_out":
+        storage.write_json(_held_out_uri(out, stage), header)
     if split == "held_out" and not fitting:
         print(f"plan: {stage} {split}: {_nothing_fits(counts, order)}", flush=True)
         storage.remove_tree(target)  # of a recipe before
@@ -181,7 +184,7 @@ def _make(recipe: Recipe, stage: str, split: str, counter: Counter, target: str)
         check_used_once(plan, out, where=f"stages.{stage}")
     plan.write(target)
     _print(plan, stage, split)
-    _warn(_with_all(plan, counts), sizes)
+    _warn(header, sizes)
     return plan
 
 
@@ -321,15 +324,25 @@ def _warn(header: Json, sizes: Callable[[str], str] = lambda source: "") -> None
         print(f"plan: warning: {field}: {told}{sizes(field.rpartition('.')[2])}", flush=True)
 
 
-def _with_all(plan: Plan, counts: list[SourceCounts]) -> Json:
-    """plan.json with the held-out sources of which nothing fits, which are no part of it."""
-    named = {row["name"] for row in plan.sources}
+def _left_out_of(counts: list[SourceCounts], order: Order) -> Json:
+    """What of plan.json says what is left out, also of held-out sources of which nothing fits: these are no part of
+    the plan."""
     rows = [
         {"name": source.name, "split": source.split, "num_samples": len(source.row), "drops": drops_of(source)}
         for source in counts
-        if source.name not in named
     ]
-    return {**plan.header, "sources": [*plan.sources, *rows]}
+    facts = {"length": order.length, "patch_budget": order.patch_budget, "facts": dict(order.facts)}
+    return {"format": 1, **facts, "sources": rows}
+
+
+def _held_out_uri(out: str, stage: str) -> str:
+    return storage.join(out, stage, "plan", HELD_OUT)
+
+
+def _header_of_all(out: str, stage: str) -> Json | None:
+    """None in an output of before."""
+    uri = _held_out_uri(out, stage)
+    return storage.read_json(uri) if storage.exists(uri) else None
 
 
 def _sizes(counts: SourceCounts, rules: Rules, out: str) -> str:

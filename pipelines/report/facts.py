@@ -14,7 +14,7 @@ from pipelines import spent
 from pipelines.session import Session
 from trainer import handover, storage
 from trainer import manifest as manifests
-from trainer.data.drops import much_left_out
+from trainer.data.drops import HELD_OUT, much_left_out
 from trainer.handover import StageResult
 from trainer.observe import tracking
 from trainer.observe.metrics import Row, history
@@ -32,6 +32,8 @@ class StageFacts:
     rows: list[Row]
     plan: dict[str, Any]
     """plan.json; empty where it is gone."""
+    held_out: dict[str, Any]
+    """What is left out of the held-out sources, as plan.json says it; empty where none is measured."""
     events: list[dict[str, Any]]
     """Of all attempts, in order."""
     mlflow_run_id: str | None = None
@@ -114,7 +116,13 @@ def _stage(out: str, name: str, stage: Stage) -> StageFacts | None:
     manifest = manifests.newest(uri)
     rows = history(uri, manifest) if manifest is not None else []
     run_id = result.mlflow_run_id or tracking.run_id(uri)
-    return StageFacts(name, stage, result, rows, _json(uri, "plan", "plan.json"), _events(uri), run_id)
+    plan, held_out = _json(uri, "plan", "plan.json"), _held_out(uri) if stage.held_out_packs else {}
+    return StageFacts(name, stage, result, rows, plan, held_out, _events(uri), run_id)
+
+
+def _held_out(stage_uri: str) -> dict[str, Any]:
+    """Outputs of before have the held-out plan alone, without the sources of which nothing fits."""
+    return _json(stage_uri, "plan", HELD_OUT) or _json(stage_uri, "plan", "held_out", "plan.json")
 
 
 def _events(stage_uri: str) -> list[dict[str, Any]]:
@@ -155,8 +163,11 @@ def run_json(facts: Facts) -> dict[str, Any]:
 
 
 def warnings(facts: Facts) -> list[tuple[str, str]]:
-    """(field of the recipe, message) of what went well and lost something: sources that lose much to packing."""
-    return [told for stage in facts.stages if stage.plan for told in much_left_out(stage.plan)]
+    """(field of the recipe, message) of what went well and lost something: sources, also held-out ones, that lose much
+    to packing."""
+    return [
+        told for stage in facts.stages for plan in (stage.plan, stage.held_out) if plan for told in much_left_out(plan)
+    ]
 
 
 def _export(facts: Facts) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from pipelines.prepare.ingest import source_uri
 from pipelines.prepare.stage import prepare_stage
 from tests.prepare.builders import small_recipe
 from trainer import cache, storage
+from trainer.data.drops import HELD_OUT, much_left_out
 from trainer.data.layout import layout
 from trainer.data.plan import Plan
 from trainer.data.shards import Source
@@ -168,6 +169,8 @@ def test_a_held_out_split_in_which_nothing_fits_is_told_and_no_error(out: str, c
     )
     assert f"dropped: {held.num_samples} over_long" in told and "raise packing.length" in told
     assert not storage.exists(storage.join(out, "stage1", "plan", "held_out", "plan.json")), "nor one of before"
+    [(_, lost)] = much_left_out(storage.read_json(storage.join(out, "stage1", "plan", HELD_OUT)))
+    assert lost.startswith(f"{held.num_samples} of {held.num_samples} held-out samples (100%)"), "for the report"
 
 
 def test_a_packing_that_drops_much_of_a_source_is_a_warning_also_of_a_plan_that_is_there(
@@ -196,7 +199,8 @@ def test_a_packing_that_drops_much_of_a_source_is_a_warning_also_of_a_plan_that_
     assert sizes and int(sizes[1].replace(",", "")) > half
     assert "held-out samples" in told[1]
     prepare_stage(recipe, "stage1", out)
-    assert want in capsys.readouterr().out
+    again = capsys.readouterr().out
+    assert want in again and "held-out samples" in again
 
 
 def test_samples_to_leave_out_are_there_and_the_plan_stays(out: str, capsys: pytest.CaptureFixture[str]):

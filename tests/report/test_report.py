@@ -209,6 +209,20 @@ def test_a_source_that_loses_much_to_packing_is_told_in_the_page_and_in_run_json
     assert "<p class='warning'>stages.stage1.data.captions: 40 of 100 samples" in text and faults_of(text) == []
 
 
+@pytest.mark.parametrize("at", ["held_out_sources.json", "held_out/plan.json"])
+def test_a_held_out_source_that_loses_much_is_told_too_also_where_there_is_no_plan_of_it(tmp_path, at: str):
+    out = a_run(str(tmp_path))
+    row = {"name": "captions", "split": "held_out", "num_samples": 20, "drops": {"over_long": 20}}
+    plan = {"facts": {"stage": "stage1"}, "length": 512, "patch_budget": 1024, "sources": [row]}
+    storage.write_json(storage.join(out, "stage1", "plan", at), plan)
+    [told] = run_json(read_facts(out))["warnings"]
+    assert told["message"].startswith("20 of 20 held-out samples (100%)")
+    storage.write_json(
+        storage.join(out, "recipe.json"), resolved(load_recipe("tiny", ["stages.stage1.held_out_packs=0"]))
+    )
+    assert run_json(read_facts(out))["warnings"] == [], "what is not measured loses nothing"
+
+
 def test_an_answer_cannot_write_into_the_page(tmp_path):
     """Negative control of the escaping: the raw text is not in the page."""
     out = an_evaluated_run(str(tmp_path))

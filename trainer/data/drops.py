@@ -11,13 +11,17 @@ from typing import Any
 
 from trainer.data.layout import REASONS
 
+HELD_OUT = "held_out_sources.json"
+"""Beside plan.json: what of it says what is left out, of every held-out source. A source of which nothing fits is no
+part of the held-out plan, which there may not be at all."""
+
 MUCH = 0.1
 """Share of a source's samples from which on what is left out is a warning. Ours: `tiny` loses at most 3 % of a source
 (agents in stage2), and a tenth less of a source is a mixture that nobody asked for."""
 
 
 def much_left_out(header: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(field, message) from plan.json; what curation has dropped was asked for and is no loss."""
+    """(field, message) from plan.json or HELD_OUT; what curation has dropped was asked for and is no loss."""
     stage = header["facts"].get("stage", "STAGE")
     found = ((row, lost_of(row)) for row in header["sources"])
     return [
