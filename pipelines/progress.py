@@ -8,7 +8,8 @@ On a terminal a last line that counts up stands below; without one there are onl
 
 The remainder is estimated from shares: every step has an expected cost from the recipe (tokens trained, answers made,
 ...), of which only what the output still lacks is counted (left.py); the pace is what this run has shown so far, and
-what stages took that an earlier one finished. Steps that were done before count as nothing.
+what stages took that an earlier one finished. To that come the starts of the processes of all steps that are to come,
+and what steps take that find their work done: both as this run's were so far.
 """
 
 from __future__ import annotations
@@ -78,6 +79,9 @@ class Progress:
         self.out, self.clock, self.began = out, clock, clock()
         self.ended: dict[str, str] = {}
         self.spent_s: dict[str, float] = {}
+        self.starts_s: list[float] = []
+        """From the end of one step to the begin of the next."""
+        self.last_end: float | None = None
         self.current: str | None = None
         self.lost: str | None = None
         self.current_began = self.began
@@ -91,6 +95,8 @@ class Progress:
         self.lost = self.lost or self.current  # killed before it could say how it ended
         self.current, self.current_began = step, self.clock()
         if step in self.expected:
+            if self.last_end is not None:
+                self.starts_s.append(self.current_began - self.last_end)
             self.line(f"{self._place()} {step}")
 
     def end(self, mark: Mark) -> None:
@@ -98,6 +104,7 @@ class Progress:
         self.ended[step], self.spent_s[step], self.current = mark.state, self.clock() - self.current_began, None
         if step not in self.expected:
             return
+        self.last_end = self.clock()
         took = f" in {told_s(mark.seconds)}" if mark.state in (DONE, FAILED, STOPPED) else ""
         self.line(f"{place} {step}: {mark.state}{took}; {told_s(self.clock() - self.began)} so far{self._remainder()}")
 
@@ -122,10 +129,13 @@ class Progress:
         if cost < 1:
             return None
         pace = (self.known_s + sum(self.spent_s[step] for step in done)) / cost
-        rest = sum(cost for step, cost in self.expected.items() if step not in self.ended) * pace
-        if self.current in self.expected:
-            rest -= min(self.clock() - self.current_began, self.expected[self.current] * pace)
-        return max(rest, 0.0)
+        skipped = _mean([self.spent_s[step] for step in self.ended.keys() & self.expected.keys() - set(done)])
+        rest = {step: cost * pace or skipped for step, cost in self.expected.items() if step not in self.ended}
+        begun = self.current in rest
+        starts = _mean(self.starts_s) * (len(rest) - begun)
+        if self.current is not None and begun:
+            rest[self.current] = max(rest[self.current] - (self.clock() - self.current_began), 0.0)
+        return sum(rest.values()) + starts
 
     def _place(self) -> str:
         total = len(self.expected)
@@ -151,6 +161,10 @@ class Progress:
     def _wipe(self) -> None:
         if self.live:
             print("\r\033[2K", end="", file=self.out)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / max(1, len(values))
 
 
 class Relay:

@@ -84,13 +84,36 @@ def test_a_second_run_of_an_output_expects_what_is_left_and_knows_the_pace_from_
         progress.begin(step)
         clock.now += took
         progress.end(Mark("end", step, state, took))
-    assert progress.left_s() == pytest.approx(rest * pace), "a second for data that is there is no pace"
+    again = 2 * (1.0 + 0.2 + 0.2) / 3  # the two plans that are there, as what was there took so far
+    assert progress.left_s() == pytest.approx(rest * pace + again), "a second for data that is there is no pace"
     progress.begin("stage2")
     clock.now += 60
     progress.end(Mark("end", "stage2", DONE, 60))
     cost = START_S + 0.4 * (whole["stage2"] - START_S)
     pace = (300 + 60) / (whole["stage1"] + cost)
-    assert progress.left_s() == pytest.approx((rest - cost) * pace)
+    assert progress.left_s() == pytest.approx((rest - cost) * pace + again)
+
+
+def test_the_time_left_of_a_run_that_finds_everything_done_is_that_of_its_steps_starts() -> None:
+    """Every step takes a second to start and half a second to see that it is done."""
+    recipe = load_recipe("tiny")
+    steps = [step for step in expected_s(recipe) if step != "report"]
+    found = Left(share=dict.fromkeys(steps, 0.0), took_s={"stage1": expected_s(recipe)["stage1"]})
+    clock = Clock()
+    progress = Progress(recipe, io.StringIO(), left=found, clock=clock)
+    told = []
+    for step in steps:
+        clock.now += 1.0
+        progress.begin(step)
+        clock.now += 0.5
+        progress.end(Mark("end", step, WAS_DONE, 0.5))
+        told.append(progress.left_s())
+    report = progress.expected["report"]
+    assert told[1:] == pytest.approx([1.5 * (len(steps) - n) + 1.0 + report for n in range(2, len(steps) + 1)])
+    clock.now += 1.0
+    progress.begin("report")
+    clock.now += 2 * report
+    assert progress.left_s() == 0.0, "what takes longer than expected is never less than nothing"
 
 
 def test_a_resumed_stage_tells_no_pace_and_a_damaged_output_nothing(tmp_path: Path) -> None:
