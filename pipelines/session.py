@@ -26,7 +26,7 @@ from types import FrameType
 from typing import Any
 
 from pipelines import processes
-from trainer.errors import UNKNOWN, Preempted, QwenVLError
+from trainer.errors import FULL, REFUSED, UNKNOWN, Preempted, QwenVLError, of_system
 
 SESSION, TOP = "QWENVL_SESSION", "QWENVL_TOP"
 PREFIX = "qwenvl-session-"
@@ -170,6 +170,9 @@ def _failure(name: str, error: BaseException) -> Failure:
         return Failure(name, Preempted.code, "stopped from outside")
     if isinstance(error, QwenVLError):
         return Failure(name, error.code, str(error))
+    if isinstance(error, OSError) and error.errno in (*FULL, *REFUSED):  # the machine's fault, and no trace would help
+        told = of_system(error)
+        return Failure(name, told.code, str(told))
     trace = "".join(traceback.format_exception(error))
     return Failure(name, UNKNOWN, f"{type(error).__name__}: {error}\n{trace}")
 

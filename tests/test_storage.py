@@ -12,7 +12,7 @@ import pytest
 from pipelines.prepare import swap
 from tests.state.weed import BUCKET, program, s3_server
 from trainer import storage
-from trainer.errors import StorageError
+from trainer.errors import StorageError, UsageError
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +47,12 @@ def test_what_is_written_is_read_listed_and_removed(out: str) -> None:
     storage.remove_tree(out)
     assert not storage.exists(storage.join(out, "a/b.json"))
     assert storage.list_dir(storage.join(out, "a")) == []  # SeaweedFS goes on listing the empty folder itself
+
+
+def test_an_empty_address_is_not_the_root_of_this_machine() -> None:
+    with pytest.raises(UsageError, match="an empty address"):
+        storage.join("", "a")
+    assert (storage.join("/", "a"), storage.join("/"), storage.join("a/", "b/")) == ("/a", "/", "a/b")
 
 
 def test_a_pattern_names_what_lies_in_an_object_store(out: str) -> None:

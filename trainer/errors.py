@@ -18,7 +18,7 @@
     ├── Preempted            143    stopped from outside after a commit
     ├── PeerLost             144    another rank or node went away
     ├── Hang                 145    no progress within the phase's limit
-    ├── StorageError         146    storage did not answer after all retries
+    ├── StorageError         146    storage did not answer after all retries; a disk is full, a file cannot be written
     └── OutOfMemory          147    host or device memory ran out
 
 What a code means to whoever started the process is one table, `MEANING`, read by trainer/launch.py and k8s/launcher.py.
@@ -26,6 +26,7 @@ What a code means to whoever started the process is one table, `MEANING`, read b
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from typing import Literal
 
@@ -138,6 +139,26 @@ class Hang(QwenVLError):
 
 class StorageError(QwenVLError):
     code = 146
+
+
+def of_system(error: OSError) -> StorageError:
+    """What the operating system refused, as a process's edge tells it."""
+    where = " to ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+    got = error.strerror or f"{type(error).__name__}: {error}"
+    return StorageError("a file could not be read or written", where=where or None, got=got, do=remedy(error))
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def remedy(error: OSError) -> str | None:
+    """What a person does about it."""
+    if error.errno in FULL:
+        return "free space (TMPDIR names the folder of temporary files), and repeat the command"
+    if error.errno in REFUSED:
+        return "name a folder that can be written, or change its permissions"
+    return "name a file or folder that is there and can be used" if error.filename is not None else None
 
 
 class OutOfMemory(QwenVLError):

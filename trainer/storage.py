@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 
 import fsspec
 
-from trainer.errors import StorageError, UsageError
+from trainer.errors import StorageError, UsageError, remedy
 
 T = TypeVar("T")
 Buffer = bytes | bytearray | memoryview
@@ -54,10 +54,16 @@ S3_OPTIONS: dict[str, Any] = {
 
 
 def join(uri: str, *parts: str) -> str:
-    """`uri/part/part`; parts are relative and never climb."""
+    """`uri/part/part`; parts are relative and never climb.
+
+    Raises:
+        UsageError: an empty address, which would be the root of this machine's files.
+    """
+    if not uri:
+        raise UsageError("an empty address", expected="a folder, or one of an object store such as s3://bucket/folder")
     for part in parts:
         assert not part.startswith("/") and ".." not in part.split("/"), part
-    return "/".join([uri.rstrip("/") or "/", *(part.strip("/") for part in parts)])
+    return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)]) or "/"
 
 
 def local_path(uri: str) -> str | None:
@@ -137,7 +143,7 @@ def _local(call: Callable[[], T], uri: str, doing: str) -> T:
     except (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError):
         raise
     except OSError as error:
-        raise StorageError(f"storage could not {doing}", where=uri, got=_told(error)) from error
+        raise StorageError(f"storage could not {doing}", where=uri, got=_told(error), do=remedy(error)) from error
 
 
 # ---------------------------------------------------------------- reading

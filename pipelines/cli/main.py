@@ -64,7 +64,7 @@ def _empty(words: Sequence[str]) -> str | None:
 
 def edge(command, words: list[str]) -> int:
     """Run a command; turn its errors into a message and an exit code."""
-    from trainer.errors import QwenVLError
+    from trainer.errors import QwenVLError, of_system
 
     try:
         return command(words) or 0
@@ -74,6 +74,10 @@ def edge(command, words: list[str]) -> int:
     except BrokenPipeError:  # `qwenvl recipe show | head`
         sys.stderr.close()
         return 0
+    except OSError as error:
+        told = of_system(error)
+        print(f"error: {told}", file=sys.stderr)
+        return told.code
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130

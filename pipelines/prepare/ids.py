@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
+import tempfile
+
+from trainer.errors import StorageError
 
 CACHE_KB = 16 * 1024
 SET_UP = f"""
@@ -28,9 +31,18 @@ class Ids:
         self._database.execute("begin")
 
     def add(self, identity: str) -> bool:
-        """Whether it is there for the first time; halves of surrogate pairs are letters like any other."""
+        """Whether it is there for the first time; halves of surrogate pairs are letters like any other.
+
+        Raises:
+            StorageError: the disk is full.
+        """
         found = hashlib.blake2b(identity.encode(errors="surrogatepass"), digest_size=16).digest()
-        return self._database.execute("insert or ignore into ids values (?)", (found,)).rowcount == 1
+        try:
+            return self._database.execute("insert or ignore into ids values (?)", (found,)).rowcount == 1
+        except sqlite3.OperationalError as error:
+            do = "free space in the folder for temporary files, or name another with TMPDIR"
+            where = tempfile.gettempdir()
+            raise StorageError("the table of ids cannot be written", where=where, got=str(error), do=do) from error
 
     def close(self) -> None:
         self._database.close()

@@ -5,7 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 from pipelines.prepare.ids import Ids
+from trainer.errors import StorageError
 
 PROGRAM = """
 import sys
@@ -26,6 +29,13 @@ def test_an_id_is_known_the_second_time_whatever_it_is_made_of():
     with Ids() as ids:
         for identity in ("a", "A", "", "a" * 10_000, "\ud800", "a\x00", "雪"):
             assert ids.add(identity) and not ids.add(identity), repr(identity)
+
+
+def test_a_full_disk_is_told():
+    with Ids() as ids, pytest.raises(StorageError, match="TMPDIR"):
+        ids._database.execute("pragma max_page_count = 2")  # SQLite says of it what it says of a full disk
+        for number in range(10_000):
+            ids.add(f"row-{number}")
 
 
 def test_memory_does_not_grow_with_their_number():
