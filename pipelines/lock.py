@@ -28,8 +28,8 @@ GONE_LIMIT_S = 10.0
 
 
 @contextlib.contextmanager
-def held(out: str, session_folder: str) -> Iterator[None]:
-    """Hold the output for this process.
+def held(out: str, session_folder: str = "") -> Iterator[None]:
+    """Hold the output for this process; a run has a session folder, a command of its own has none.
 
     Raises:
         OutputInUse: another run lives in it; the message names its pid and host.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from importlib import resources
@@ -9,9 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.cli.main import COMMANDS, main
+from pipelines import lock
+from pipelines.cli.main import COMMANDS, edge, main
+from pipelines.settle import settle
 from tests.commands import REFERENCE, commands, reference
 from tests.prepare.builders import a_picture
+from trainer import storage
+from trainer.errors import OutputInUse, StageMismatch, StorageError
 
 ROOT = Path(__file__).parents[1]
 NO_DIGEST, DIGEST = "sha256:" + "0" * 64, "sha256:" + "1" * 64
@@ -104,6 +109,53 @@ def test_a_folder_without_annotations_is_told_apart_from_none(
     for source, want in ((tmp_path, "a folder without a file that ends in .json, "), (tmp_path / "x", "nothing there")):
         assert main(["data", "ingest", str(source), "--out", str(tmp_path.parent / "shards")]) == 64
         assert f"got: {want}" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- an output that is in use, or made otherwise
+
+
+def test_an_output_in_which_a_run_lives_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "out")
+    settle("tiny_smoke", [], out=out)
+    before = sorted(tmp_path.rglob("*"))
+    with lock.held(out):
+        for words in (["data", "prepare", "tiny_smoke"], ["export"], ["evaluate"]):
+            assert main([*words, "--out", out]) == OutputInUse.code
+            assert "another run lives in this output" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == [*before[:1], tmp_path / "out/.lock", *before[1:]]
+
+
+def test_prepare_does_not_replace_data_that_was_made_with_other_settings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "out")
+    settle("tiny_smoke", [], out=out)
+    storage.write_json(storage.join(out, "data", "funnel.json"), {})
+    assert main(["data", "prepare", "tiny_smoke", "--out", out, "--set", "seed=99"]) == StageMismatch.code
+    assert "seed: 99 (asked for)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("threads", ["0", "-1", "two"])
+def test_a_number_of_threads_is_one_or_more(threads: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", "--out", "out", "--threads", threads])
+    assert ended.value.code == 2 and "expected a whole number, 1 or more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "want"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "got: No space left on device\n  do: free space (TMPDIR"),
+        (OSError(errno.EROFS, "Read-only file system", "/x"), "where: /x\n  got: Read-only file system\n  do: name a"),
+        (OSError(errno.ENOENT, "No such file or directory", "/x/y"), "where: /x/y\n"),
+    ],
+)
+def test_what_the_system_refuses_is_one_message(error: OSError, want: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def command(words: list[str]) -> int:
+        raise error
+
+    assert edge(command, []) == StorageError.code
+    assert want in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- recipe check --cluster

@@ -22,8 +22,15 @@ def parser(noun: str) -> argparse.ArgumentParser:
         choices=("cpu", "cuda"),
         help="where the model computes; default: QWENVL_DEVICE, else cpu",
     )
-    made.add_argument("--threads", type=int, default=2, help="threads of the process (default 2)")
+    made.add_argument("--threads", type=_some, default=2, help="threads of the process (default 2)")
     return made
+
+
+def _some(word: str) -> int:
+    """A number of threads; argparse tells what is none."""
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number, 1 or more, got {word!r}")
+    return int(word)
 
 
 def output(asked: argparse.Namespace) -> str:
@@ -42,6 +49,7 @@ def output(asked: argparse.Namespace) -> str:
 
 def main(words: list[str]) -> int:
     asked = parser(words[0]).parse_args(words[1:])
+    from pipelines import lock
     from pipelines.settle import NAME, stored_recipe
     from trainer import storage
     from trainer.command import ProgramCall, merged, program_command
@@ -59,5 +67,6 @@ def main(words: list[str]) -> int:
             python=sys.executable,
         )
     )
-    code = subprocess.run(made.argv, env=merged(os.environ, made), check=False).returncode
+    with lock.held(out):  # a run's own step starts the program itself
+        code = subprocess.run(made.argv, env=merged(os.environ, made), check=False).returncode
     return code if code >= 0 else 128 - code

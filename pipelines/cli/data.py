@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import signal
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +66,25 @@ def parser() -> argparse.ArgumentParser:
 def main(words: list[str]) -> int:
     asked = parser().parse_args(words[1:])
     run = {"ingest": _ingest, "check": _check, "stats": _stats, "preview": _preview, "prepare": _prepare}
-    return {**run, "annotate": annotate.main}[asked.what](asked)
+    with _stopped_at_once() if asked.what in ("ingest", "prepare") else contextlib.nullcontext():
+        return {**run, "annotate": annotate.main}[asked.what](asked)
+
+
+@contextlib.contextmanager
+def _stopped_at_once() -> Iterator[None]:
+    """Ctrl-C ends the process where it is: Daft takes a KeyboardInterrupt for a block without rows, and its threads
+    abort Python's way out. The next one clears or finishes what is half-written, as after a kill."""
+    from pipelines import processes
+
+    def stop(*_: object) -> None:
+        print("stopped", file=sys.stderr, flush=True)
+        processes.end_all_and_leave(130)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 # ---------------------------------------------------------------- ingest
@@ -132,17 +154,40 @@ def _slug(word: str) -> str:
 
 def refuse_other_content(out: str, sources: list[str]) -> None:
     """Shards are written into a folder of their own, which is emptied when they are whole: never one that holds
-    anything else. What an ingest that was killed has left is finished or cleared by the next one."""
+    anything else, whatever it is called. What an ingest that was killed has left is finished or cleared by the next."""
     from pipelines.prepare import swap
     from trainer import storage
     from trainer.data.shards import MANIFEST
 
     inside = [source for source in sources if source.rstrip("/") == out or source.startswith(f"{out}/")]
     names = storage.list_dir(out)
-    if inside or (names and MANIFEST not in names and not storage.exists(storage.join(swap.beside(out), MANIFEST))):
-        got = inside[0] if inside else f"{len(names)} other files: {', '.join(names[:4])}"
+    others = [name for name in names if not is_of_shards(name)]
+    if MANIFEST in names:
+        others += [MANIFEST] * (not _is_manifest(storage.read_bytes(storage.join(out, MANIFEST))))
+    elif not storage.exists(storage.join(swap.beside(out), MANIFEST)):  # swap.take: the old one leaves first
+        others = names
+    if inside or others:
+        got = inside[0] if inside else f"{len(others)} other files: {', '.join(others[:4])}"
         do = "choose another --out"
         raise UsageError("--out is not a folder of its own", where=out, expected="nothing, or shards", got=got, do=do)
+
+
+def _is_manifest(data: bytes) -> bool:
+    try:
+        content = json.loads(data)
+    except ValueError:
+        return False
+    return isinstance(content, dict) and {"format", "num_samples", "shards", "digest"} <= content.keys()
+
+
+def is_of_shards(name: str) -> bool:
+    """Whether a file of this name is one that a folder of shards has: NNNNN.tar, NNNNN.COLUMN.parquet and its JSON."""
+    import re
+
+    from pipelines.prepare.resumable import LAST
+    from trainer.data.kept import CURATION
+
+    return name in (*LAST, CURATION) or re.fullmatch(r"\d{5,}\.(tar|[\w-]+\.parquet)", name) is not None
 
 
 def funnel_table(funnel: dict[str, dict[str, dict[str, Any]]]) -> str:
@@ -217,11 +262,15 @@ def _preview(asked: argparse.Namespace) -> int:
 
 
 def _prepare(asked: argparse.Namespace) -> int:
+    from pipelines import lock
     from pipelines.prepare.ingest import prepare_data
-    from pipelines.settle import asked_recipe
+    from pipelines.settle import NAME, asked_recipe, refuse_changes, stored_recipe
     from trainer import storage
 
     recipe = asked_recipe(asked.recipe, asked.overrides)
-    prepare_data(recipe, asked.out)
+    with lock.held(asked.out):
+        if storage.exists(storage.join(asked.out, NAME)):
+            refuse_changes(stored_recipe(asked.out), recipe, out=asked.out)
+        prepare_data(recipe, asked.out)
     print(funnel_table(storage.read_json(storage.join(asked.out, "data", "funnel.json"))))
     return 0
