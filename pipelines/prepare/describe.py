@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 from dataclasses import asdict
 from typing import Any
 
@@ -104,7 +105,10 @@ def _read(uri: str) -> bytes:
             from pipelines.prepare.scores.draw import page_png  # verovio: only where there are scores
 
             return page_png(uri)
-        return storage.read_bytes(uri.removeprefix("file://"))
+        local = storage.local_path(uri)
+        if local is not None and not os.path.isfile(local) and os.path.exists(local) and not os.path.isdir(local):
+            raise DataError("not a regular file", got="a pipe, device or socket, which may have no end")
+        return storage.read_bytes(uri)
     except (IsADirectoryError, NotADirectoryError) as error:
         raise FileNotFoundError(uri) from error
 

@@ -107,7 +107,7 @@ def _row_problems(reader: ShardReader, shard: int, row: int, entry: dict[str, An
         sample = from_json(entry["sample_json"])
         members = row_members(reader.row_bytes(shard, row))
     except DataError as error:
-        yield _told(error)
+        yield _told(error, place=False)  # whoever asks says it
         return
     if not members or members[0][1].decode("utf-8", "replace") != entry["sample_json"]:
         yield "the tar's sample is not the index's"
@@ -192,8 +192,9 @@ def _column_problems(uri: str, shard: int, num_rows: int) -> Iterator[str]:
             yield f"{where}: expected {num_rows} rows, as the shard has, got {found}"
 
 
-def _told(error: DataError) -> str:
-    return ": ".join(str(part) for part in (error.where, error.what, error.got) if part is not None)
+def _told(error: DataError, *, place: bool = True) -> str:
+    parts = (error.where if place else None, error.what, error.got)
+    return ": ".join(str(part) for part in parts if part is not None)
 
 
 # ---------------------------------------------------------------- statistics

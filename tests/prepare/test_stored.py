@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -25,6 +28,7 @@ from tests.prepare.test_text_formats import SHEEP, SWIFT
 from trainer import resolve, storage
 from trainer.data.sample import Action, Box, Mask, Media, Message, Object, Objects, Point, Sample, Span, Text
 from trainer.data.shards import Source
+from trainer.errors import StorageError
 
 ROWS = [{**SWIFT, "id": "swift"}, {**SHEEP, "id": "sheep"}, {**SHEEP, "id": "again"}]
 
@@ -84,6 +88,65 @@ def test_ingest_never_empties_a_folder_that_holds_something_else(media: Path, ca
     assert path.exists() and (media / "red.png").exists()
 
 
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"source.json": '{"name": "mine"}', "thesis.txt": "words", "sub/x": ""},
+        {"source.json": '{"name": "mine"}'},
+        {"thesis.txt": "words"},
+        {"00000.notes": "words"},
+    ],
+)
+@pytest.mark.parametrize("of_shards", [False, True])
+def test_replace_never_empties_a_folder_with_files_of_somebody_else(
+    files: dict[str, str], of_shards: bool, media: Path, capsys: pytest.CaptureFixture[str]
+):
+    rows = write_lines(media / "rows.jsonl", ROWS)
+    out = media / "shards"
+    if of_shards:
+        assert run("ingest", rows, "--out", out) == 0
+    for name, text in files.items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text(text)
+    write_lines(rows, ROWS[:1])
+    capsys.readouterr()
+    for words in ((), ("--replace",)):
+        assert run("ingest", rows, "--out", out, *words) == 2
+        assert "--out is not a folder of its own" in capsys.readouterr().err
+    assert {name: (out / name).read_text() for name in files} == files
+
+
+def test_a_pipe_as_a_medium_is_one_bad_row(media: Path):
+    """A writer stands ready, so that without the guard the row would be kept, and the test would not wait."""
+    os.mkfifo(media / "pipe.png")
+    Thread(target=lambda: (media / "pipe.png").write_bytes(a_picture()), daemon=True).start()
+    rows = [a_caption(0), a_caption(1, image="pipe.png"), a_caption(2, image="/dev/null")]
+    path = write_lines(media / "rows.jsonl", rows)
+    assert run("ingest", path, "--out", media / "out", "--max-bad-fraction", 0.9) == 0
+    assert json.loads((media / "out" / "input.json").read_text())["funnel"]["bad"] == {"unreachable-media": 2}
+
+
+def test_ctrl_c_stops_ingest_at_once_in_one_word(media: Path):
+    """The signal goes to the whole group, as a terminal's; Daft takes it too."""
+    path = write_lines(media / "rows.jsonl", [a_caption(number) for number in range(4000)])
+    words = ["data", "ingest", str(path), "--format", "llava", "--kind", "caption", "--out", str(media / "out")]
+    with subprocess.Popen(
+        [sys.executable, "-m", "pipelines.cli.main", *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        deadline = time.monotonic() + 60
+        while not list(media.glob("out/.tmp-new/.tmp-*")) and time.monotonic() < deadline:
+            assert process.poll() is None, "it ended before it could be stopped"
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGINT)
+        _, told = process.communicate(timeout=30)
+    assert process.returncode == 130, told
+    assert told.splitlines()[-1] == "stopped" and "Traceback" not in told and "Fatal" not in told
+
+
 def test_ingest_replaces_shards_of_another_input_only_when_told(shards: Path, capsys: pytest.CaptureFixture[str]):
     before = Source.open(str(shards)).digest
     other = write_lines(shards.parent / "other.jsonl", [{**SWIFT, "id": "other"}])
@@ -126,6 +189,23 @@ def test_ingest_takes_several_files_and_says_what_does_not_go_together(media: Pa
     assert "kind" in capsys.readouterr().err
     assert run("ingest", one, "--out", media / "x", "--format", "lava") == 2
     assert "did you mean llava" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("data", ["ü".encode("latin-1"), '{"id": "é"}'.encode("utf-16"), bytes(range(256))])
+def test_an_annotation_that_is_not_utf8_is_told_with_what_to_do(
+    data: bytes, media: Path, capsys: pytest.CaptureFixture[str]
+):
+    (media / "rows.jsonl").write_bytes(data)
+    assert run("ingest", media / "rows.jsonl", "--format", "llava", "--out", media / "out") == 64
+    told = capsys.readouterr().err
+    assert "is not UTF-8" in told and "expected: text in UTF-8" in told and "iconv" in told
+
+
+def test_a_page_that_cannot_be_written_is_one_message(shards: Path, capsys: pytest.CaptureFixture[str]):
+    for page in (shards / "no" / "page.html", shards):
+        assert run("preview", shards, "--html", page) == StorageError.code
+        told = capsys.readouterr().err
+        assert told.startswith("error: a file could not be read or written") and f"where: {page}\n" in told
 
 
 # ---------------------------------------------------------------- check
@@ -204,6 +284,7 @@ def test_what_is_wrong_in_stored_data_is_named(
     assert run("check", shards) == 64
     found = capsys.readouterr().err
     assert all(word in found for word in told), found
+    assert not [line for line in found.splitlines() if line.count("sample swift") > 1], "a place is told once"
 
 
 CLIP = Media(

@@ -118,7 +118,8 @@ def _config(folder: str, source: str) -> dict[str, Any]:
     try:
         config = storage.read_json(os.path.join(folder, "config.json"))
     except FileNotFoundError:
-        raise ModelError("no model config", where=source, expected="config.json beside the weights") from None
+        do = "name the folder of a published model; qwenvl fetch model brings one"
+        raise ModelError("no model config", where=source, expected="config.json beside the weights", do=do) from None
     except ValueError as error:
         raise ModelError("config.json is damaged", where=source, got=str(error)) from None
     if "quantization_config" in config:

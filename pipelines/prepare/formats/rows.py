@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from pipelines.prepare.embedded import is_embedded, open_file
-from pipelines.prepare.formats.streams import JsonStream, TooMuch
+from pipelines.prepare.formats.streams import JsonStream, TooMuch, not_utf8
 from trainer import storage
 from trainer.data.sample import Key
 from trainer.errors import DataError, QwenVLError, StorageError, UsageError
@@ -137,8 +137,7 @@ def text_lines(path: str) -> Iterator[str]:
             try:
                 yield data.decode("utf-8" if before else "utf-8-sig").removesuffix("\n")
             except UnicodeDecodeError as error:
-                got = f"byte {before + error.start}"
-                raise DataError("the annotation file is not UTF-8", where=path, got=got) from None
+                raise not_utf8(path, before + error.start) from None
             before += len(data)
 
 
@@ -219,7 +218,7 @@ def read_text(path: str) -> str:
     except FileNotFoundError:
         raise DataError("no such annotation file", where=path, do="check the path of the source") from None
     except UnicodeDecodeError as error:
-        raise DataError("the annotation file is not UTF-8", where=path, got=f"byte {error.start}") from None
+        raise not_utf8(path, error.start) from None
 
 
 def each(path: str, read_one: Callable[[dict, str], Draft]) -> Iterator[Row]:

@@ -19,6 +19,14 @@ from typing import Any, BinaryIO
 
 from trainer.errors import DataError
 
+
+def not_utf8(path: str, at: int) -> DataError:
+    """Of an annotation file; `at` counts bytes from its beginning."""
+    expected = "text in UTF-8"
+    do = "write it as UTF-8 (iconv -f ITS_ENCODING -t UTF-8 FILE); a binary file is no annotation, name one with SOURCE"
+    return DataError("the annotation file is not UTF-8", where=path, expected=expected, got=f"byte {at}", do=do)
+
+
 CHUNK = 1 << 20
 NEAR_END = 16
 """Characters before the end of what was read in which an error may be the end's: a name, a number, an escape."""
@@ -70,8 +78,7 @@ class JsonStream:
             self._rest = b""
         except UnicodeDecodeError as error:
             if self._whole or error.end < len(data) or len(data) - error.start > 3:
-                got = f"byte {self._bytes + error.start}"
-                raise DataError("the annotation file is not UTF-8", where=self.path, got=got) from None
+                raise not_utf8(self.path, self._bytes + error.start) from None
             text, self._rest = data[: error.start].decode(), data[error.start :]
         first = self._bytes == 0
         self._bytes += len(data) - len(self._rest)
