@@ -109,3 +109,13 @@ def test_blocking_torch_really_blocks_it():
 def test_no_module_is_named_utils_common_or_helpers():
     bad = {"utils", "common", "helpers", "util", "misc"}
     assert not [m for p in ("trainer", "k8s", "pipelines") for m in modules(p) if m.split(".")[-1] in bad]
+
+
+def test_every_package_has_a_readme_as_the_readme_says():
+    packages = sorted(
+        path.parent for name in ("trainer", "pipelines", "k8s") for path in (ROOT / name).rglob("__init__.py")
+    )
+    assert len(packages) > 20
+    assert [str(folder.relative_to(ROOT)) for folder in packages if not (folder / "README.md").exists()] == []
+    told = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert "Every package of `trainer/`, `pipelines/` and `k8s/` has a README" in told
