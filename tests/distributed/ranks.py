@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 
-def launch(module: str, arguments: Sequence[str], *, world_size: int, logs: Path, timeout_s: float = 170) -> None:
+def launch(module: str, arguments: Sequence[str], *, world_size: int, logs: Path, timeout_s: float = 400) -> None:
     """`python -m module arguments` as so many ranks on this machine; fails with their last lines."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

