@@ -132,7 +132,9 @@ def test_prepare_does_not_replace_data_that_was_made_with_other_settings(
     settle("tiny_smoke", [], out=out)
     storage.write_json(storage.join(out, "data", "funnel.json"), {})
     assert main(["data", "prepare", "tiny_smoke", "--out", out, "--set", "seed=99"]) == StageMismatch.code
-    assert "seed: 99 (asked for)" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "seed: 99 (asked for)" in told and "--accept-change seed" in told
+    assert storage.read_json(storage.join(out, "data", "funnel.json")) == {}
 
 
 @pytest.mark.parametrize("threads", ["0", "-1", "two"])

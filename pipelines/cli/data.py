@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.cli import annotate
-from pipelines.cli.changes import add_set
+from pipelines.cli.changes import add_changes
 from trainer.errors import DataError, UsageError
 
 SHOWN = 50
@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
     prepare = what.add_parser("prepare", help="a recipe's data: corpus, every source, tokenizer; and the funnel")
     prepare.add_argument("recipe", help="shipped name, file or URI")
     prepare.add_argument("--out", required=True, metavar="URI", help="folder or s3:// address of a run's output")
-    add_set(prepare)
+    add_changes(prepare)
     annotate.add_to(what)
     return made
 
@@ -264,13 +264,14 @@ def _preview(asked: argparse.Namespace) -> int:
 def _prepare(asked: argparse.Namespace) -> int:
     from pipelines import lock
     from pipelines.prepare.ingest import prepare_data
-    from pipelines.settle import NAME, asked_recipe, refuse_changes, stored_recipe
+    from pipelines.settle import NAME, asked_recipe, settle
     from trainer import storage
 
-    recipe = asked_recipe(asked.recipe, asked.overrides)
+    named = {"recipe": asked.recipe, "overrides": asked.overrides, "base_model": asked.base_model}
+    recipe = asked_recipe(**named)
     with lock.held(asked.out):
-        if storage.exists(storage.join(asked.out, NAME)):
-            refuse_changes(stored_recipe(asked.out), recipe, out=asked.out)
+        if storage.exists(storage.join(asked.out, NAME)):  # data alone settle nothing: a run that comes does
+            settle(**named, out=asked.out, accept=asked.accept_changes)
         prepare_data(recipe, asked.out)
     print(funnel_table(storage.read_json(storage.join(asked.out, "data", "funnel.json"))))
     return 0
