@@ -174,8 +174,6 @@ def test_a_stopped_run_ends_its_children_and_exits_with_the_signal_s_code(
     assert seconds_until_gone(below) < LIMIT_S
     assert f"stopped in prepare-data: by {signal.Signals(signum).name}\n" in stderr
     assert "prepare-data: stopped in" in stdout.splitlines()[-1]
-    assert (
-        f"goes on from what is finished, a stage from its last checkpoint: qwenvl run tiny_smoke --out {run.out}"
-        in stderr
-    )
+    again = f"{sys.executable} -m pipelines.cli.main run tiny_smoke --out {run.out}"
+    assert f"goes on from what is finished, a stage from its last checkpoint: {again}" in stderr
     assert "failed" not in stdout + stderr and "error" not in stderr and "Traceback" not in stdout + stderr
