@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from tests.distributed.runs import Run
-from trainer.step.imports import import_large, lean_imports
+from trainer.step.imports import lean_imports
 
 with lean_imports():
     import torch
@@ -248,7 +248,6 @@ def freeze_slices(run: Run) -> Any:
 
 def main() -> None:
     results, count = Path(sys.argv[1]), int(sys.argv[2])
-    import_large()  # a rank's start compiles nothing
     join_group(Compute(precision="fp32"), 7)
     world_size, rank = dist.get_world_size(), dist.get_rank()
     found: dict[str, Any] = {}

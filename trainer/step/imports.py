@@ -43,9 +43,6 @@ def lean_imports() -> Iterator[None]:
 def import_large() -> None:
     """torch, DeepSpeed and the model classes. trainer/warm.py calls it once for all programs of a local run."""
     with lean_imports():
-        import deepspeed
+        import deepspeed  # noqa: F401
         import torch  # noqa: F401
         from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl  # noqa: F401
-    # On CPU it compiles an all-reduce for tensor-parallel inference when a rank starts: with g++, up to a minute the
-    # first time, and again whenever two environments take turns, because they share a cache. Training never calls it.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -8,6 +8,7 @@ import warnings
 from datetime import timedelta
 from types import FrameType
 
+import deepspeed
 import torch
 import torch.distributed as dist
 
@@ -32,6 +33,10 @@ def join_group(compute: Compute, seed: int) -> tuple[Mesh, torch.device]:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats only with a fixed workspace
+    # On CPU DeepSpeed compiles an all-reduce for tensor-parallel inference when a rank starts: with g++, up to a minute
+    # the first time, again whenever two environments take turns at the cache that they share, and for ever where a
+    # killed compiler left its lock. Training never calls it.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     torch.set_num_threads(compute.threads)
     torch.manual_seed(seed)
     # Operations without a deterministic form warn instead of failing: on CUDA some of attention's backward has none.
