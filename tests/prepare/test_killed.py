@@ -3,7 +3,6 @@ alone, and goes on after its last whole shard."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -98,15 +97,14 @@ def test_a_whole_preparation_that_is_killed_again_and_again_gives_the_same_bytes
     overrides = some_data(data)
     process = start(overrides, tmp_path / "whole", log)
     wait_for(process, log)
-    began = time.monotonic()
     assert process.wait() == 0, log.read_text()
-    took = time.monotonic() - began
     draw, whole_shards, went_on, killed = random.Random(5), {}, [], 0
     while True:
         process = start(overrides, tmp_path / "killed", log)
         wait_for(process, log)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(draw.uniform(0.02, 0.25) * took if killed < 6 else 300)
+        least = len(whole_shards) + draw.randint(0, 4)  # it is killed when it has written so many
+        while process.poll() is None and (killed == 6 or len(shards_beside(tmp_path / "killed")) < least):
+            time.sleep(draw.uniform(0.001, 0.02))
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             killed += 1
