@@ -133,7 +133,7 @@ def result_of(
         model=handover.Model(uri=f"{job.name}/model", files=saved.files, digest=handover.model_digest(saved.files)),
         plan_digest=inputs.plan.digest,
         data_digest=inputs.data_digest,
-        checkpoint="/".join([job.name, manifests.manifest_uri("", manifest.step).lstrip("/")]),
+        checkpoint=manifests.manifest_uri(job.name, manifest.step),
         checkpoint_digest=manifests.digest(manifest),
         freeze_table=tuple(table),
         init_origin=parent.init_origin,
