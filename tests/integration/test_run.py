@@ -30,7 +30,7 @@ STEPS = (
     *("prepare-data", "init", *(f"prepare-{stage}" for stage in STAGES), *STAGES, "export", "evaluate", "report"),
     *(f"prepare-{stage}-{part}" for stage in ("sft", "dpo") for part in ("requests", "answers", "select")),
 )
-RUN_KEYS = {"recipe", "digest", "wall_s", "stages", "export", "evaluation", "media_matter"}
+RUN_KEYS = {"recipe", "digest", "wall_s", "stages", "export", "evaluation", "media_matter", "warnings"}
 STAGE_KEYS = {
     *("name", "freeze", "packing_length", "patch_budget", "world_size", "steps", "tokens", "target_tokens"),
     *("padding_tokens", "fill", "loss_first", "loss_last", "frozen_unchanged", "trained_changed", "checkpoint"),
