@@ -13,14 +13,16 @@ RECIPE ?= tiny
 PORT ?= 5000
 # Processes that share the test files; whole runs of the pipeline come after them, alone.
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
+# Stages wait more than they compute.
+CLUSTER_WORKERS ?= 5
 # The environment is made again when what it is made from changes.
 STAMP := $(VENV)/.ready-$(shell cat pyproject.toml constraints.txt Makefile | sha256sum | cut -c1-12)$(TORCH_BACKEND)
 
-.PHONY: help setup run families ui test test-extended test-cluster test-kfp cluster-up cluster-down verify check bench format generated refresh-schemas constraints clean
+.PHONY: help setup run families ui test test-extended test-cluster test-cluster-full test-kfp cluster-up cluster-down verify check bench format generated refresh-schemas constraints clean
 
 help: ## what there is
 	@echo "make TARGET [NAME=value]"
-	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 18 | sed 's/^/  /'
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 20 | sed 's/^/  /'
 	@echo "Start with: make run, make test. Everything is set up on first use; .venv/bin/qwenvl --help has the rest."
 
 setup: $(STAMP) ## the virtual environment (the others do it by themselves)
@@ -75,7 +77,15 @@ test-extended: $(STAMP) ## every family on ranks, its recipe; own data; Ray, kil
 
 test-cluster: $(STAMP) ## stages on a real Kubernetes of our own, or on KUBECONFIG's: make test-cluster [PYTEST_ARGS="-k queue"]
 	@[ -n "$$KUBECONFIG" ] || $(BIN)/python -m tests.cluster doctor --strict
+ifdef PYTEST_ARGS
 	$(BIN)/python -m pytest -m cluster tests/cluster $(PYTEST_ARGS)
+else
+	$(BIN)/python -m pytest -m cluster tests/cluster/test_lifecycle.py
+	$(BIN)/python -m pytest -m cluster -n $(CLUSTER_WORKERS) --maxschedchunk 1 tests/cluster --ignore tests/cluster/test_lifecycle.py
+endif
+
+test-cluster-full: ## the same with every control, and a minute without an API server
+	TEST_CONTROLS=all TEST_AWAY_S=60 $(MAKE) test-cluster
 
 test-kfp: export QWENVL_TEST_CLUSTER ?= kfp
 test-kfp: $(STAMP) ## the tiny recipe on a real Kubeflow Pipelines of our own, or on KFP_ENDPOINT's (tests/kfp/README.md)

@@ -8,7 +8,10 @@ Everything but the argv of the container is what the product renders and does.
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -21,13 +24,33 @@ from k8s.pytorchjob import Rendered, render_stage, spec_sha256
 from k8s.record import FOLDER
 from k8s.tasks import Task, progress_of
 from trainer import storage
+from trainer.errors import QwenVLError
 from trainer.recipe import STAGES, Recipe
 from trainer.resolve import load_recipe
 
 Json = dict[str, Any]
 
 
-def api_of(kubeconfig: str, namespace: str) -> KubernetesApi:
+class Dying(KubernetesApi):
+    """The real one; the process is killed before or after it creates the job, whose ConfigMap is not made yet."""
+
+    moment: str | None = None
+
+    def create(self, body: Json, *, dry_run: bool = False) -> Json:
+        job = body["kind"] == "PyTorchJob" and not dry_run
+        if job and self.moment == "before create":
+            die()
+        made = super().create(body, dry_run=dry_run)
+        if job and self.moment == "after create":
+            die()
+        return made
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def api_of(kubeconfig: str, namespace: str) -> Dying:
     """The launcher's own client, with the credentials of one kubeconfig."""
     from kubernetes import client, config
 
@@ -36,19 +59,21 @@ def api_of(kubeconfig: str, namespace: str) -> KubernetesApi:
         config.load_kube_config(kubeconfig, client_configuration=configuration)
         return client.ApiClient(configuration)
 
-    return KubernetesApi(namespace, load=load)
+    return Dying(namespace, load=load)
 
 
 def launch(spec: Json, say: Callable[[str], None]) -> None:
     """Launch the stage `sft` of tiny_smoke with payload.py as its program.
 
-    spec: cluster, out, kubeconfig, payload; run_id; pool, nodes, gpus; memory (limit of the container); image.
+    spec: cluster, out, kubeconfig, payload; run_id; pool, nodes, gpus; memory (limit of the container); image;
+    die: a moment at which this process gets SIGKILL, see Dying; clocks of pods (payload.py) and ahead_s of the
+    launcher: wall clocks that are wrong.
 
     Raises:
         ClusterError: as the launcher does.
     """
     cluster = Cluster.model_validate(spec["cluster"])
-    recipe = recipe_on("sft", spec.get("pool", "gpu"), spec.get("nodes", 2), spec.get("gpus", 8))
+    recipe = recipe_on("sft", spec.get("pool", "gpu"), spec.get("nodes", 2), spec.get("gpus", 1))
     stage_uri = storage.join(spec["out"], "sft")
     done = storage.join(stage_uri, "payload", "done.json")
     run = Run(out=spec["out"], id=spec.get("run_id", "run-1"), stage_digest="payload")
@@ -56,18 +81,25 @@ def launch(spec: Json, say: Callable[[str], None]) -> None:
     def render(one: Run) -> Rendered:
         return with_payload(render_stage(recipe, "sft", cluster, one), spec)
 
+    def finished() -> bool:
+        found = storage.exists(done)
+        if found and spec.get("die") == "after success":
+            die()
+        return found
+
     task = Task(
         step="sft",
         run=run,
         render=render,
-        finished=lambda: storage.exists(done),
+        finished=finished,
         progress=lambda attempt: progress_of(stage_uri, attempt),
         committed=lambda: max(commits(stage_uri), default=None),
         stage_uri=stage_uri,
         records=storage.join(spec["out"], FOLDER),
     )
     api = api_of(spec["kubeconfig"], cluster.namespace)
-    Launcher(api, cluster, task, say=say).launch()
+    api.moment = spec.get("die")
+    Launcher(api, cluster, task, say=say, now=lambda: time.time() + spec.get("ahead_s", 0)).launch()
 
 
 def commits(stage_uri: str) -> list[int]:
@@ -95,6 +127,9 @@ def with_payload(rendered: Rendered, spec: Json) -> Rendered:
     out, stage = rest[rest.index("--out") + 1], rest[rest.index("--stage") + 1]
     container["args"] = [*own, "--module", "payload", "--heartbeat", "2", "--", "--out", out, "--stage", stage]
     container["args"].append(json.dumps(spec["payload"], sort_keys=True))
+    if "clocks" in spec:
+        container["args"][container["args"].index("trainer.launch")] = "payload"
+        container["env"].append({"name": "TEST_CLOCKS", "value": json.dumps(spec["clocks"])})
     if "memory" in spec:
         container["resources"]["limits"]["memory"] = spec["memory"]
         container["resources"]["requests"]["memory"] = spec["memory"]
@@ -106,4 +141,9 @@ def with_payload(rendered: Rendered, spec: Json) -> Rendered:
 
 if __name__ == "__main__":
     with open(sys.argv[1]) as file:
-        launch(json.load(file), lambda line: print(line, flush=True))
+        asked = json.load(file)
+    try:
+        launch(asked, lambda line: print(line, flush=True))
+    except QwenVLError as failure:
+        print(failure, file=sys.stderr)
+        sys.exit(failure.code)

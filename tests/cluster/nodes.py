@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from typing import Any
 
 from tests.cluster.control import answers, kubectl
 from tests.cluster.images import PAUSE, Image, mounts
-from tests.cluster.place import CGROUPS, DNS_SERVICE, GATEWAY, GPU, PKI, POD_RANGE, RUN, TAINT, Node
+from tests.cluster.place import CGROUPS, DNS_SERVICE, GATEWAY, GPU, NODES, PKI, POD_RANGE, RUN, TAINT, Node
 from tests.cluster.processes import run, spawn, wait_for
 from tests.cluster.programs import CNI, Programs, find
 
@@ -135,6 +136,13 @@ def _node(node: Node, output: str) -> str:
 def ctr(node: Node, *arguments: object) -> str:
     """A node's containerd, spoken to directly."""
     return run("ctr", "-a", node.socket, "-n", "k8s.io", *arguments, check=arguments[0] != "version")
+
+
+def task(pod: dict[str, Any], *arguments: str) -> None:
+    """A pod's container, by its containerd: ("pause",), ("resume",), ("kill", "--signal", "SIGKILL")."""
+    node = next(node for node in NODES if node.name == pod["spec"]["nodeName"])
+    container = pod["status"]["containerStatuses"][0]["containerID"].removeprefix("containerd://")
+    ctr(node, "tasks", *arguments, container)
 
 
 def _network(node: Node) -> dict[str, object]:

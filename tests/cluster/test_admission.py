@@ -118,7 +118,7 @@ def test_a_quota_of_the_namespace_is_told_before_anything_is_created(bench: Benc
     quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "gpus"}}
     bench.apply({**quota, "spec": {"hard": {"requests.nvidia.com/gpu": "4"}}})
     bench.until("the quota's status", lambda: json.loads(bench.kubectl("get", "quota", "gpus", "-o", "json"))["status"])
-    launching = bench.launch({"steps": 1})
+    launching = bench.launch({"steps": 1}, gpus=8)
     error = launching.ended(60)
     assert error is not None and "exceeded quota: gpus" in str(error)
     assert bench.jobs() == []

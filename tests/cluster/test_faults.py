@@ -6,18 +6,22 @@ Controls: the same stage without the fault, which several rows share, or the sam
 from __future__ import annotations
 
 import json
-import signal
 from typing import Any
 
 import pytest
 
-from k8s import names
-from tests.cluster.bench import Bench
-from trainer.errors import ClusterError
+from k8s import logs, names
+from tests.cluster import nodes
+from tests.cluster.bench import PATIENCE, Bench
+from tests.cluster.conftest import Reached
+from trainer import storage
+from trainer.errors import ClusterError, Hang
 
 pytestmark = pytest.mark.cluster
 
 AT_3: dict[str, Any] = {"steps": 6, "commit_every": 2}
+ON: dict[str, Any] = {"step_s": 0.5, "commit_every": 2}
+"""Until it is told to end."""
 
 
 def ends(how: object, *, rank: int = 1, attempts: int = 1, step: int = 3) -> dict[str, Any]:
@@ -56,9 +60,16 @@ def test_an_unknown_error_is_tried_once_more_and_then_is_permanent(bench: Bench)
     assert len(bench.jobs()) == 2
 
 
+@pytest.mark.control
 def test_an_unknown_error_that_does_not_return_is_survived(bench: Bench) -> None:
     bench.launch(ends(1, attempts=1)).done()
     assert bench.result()["attempt"] == "2"
+
+
+@pytest.mark.control
+def test_memory_within_its_limit_is_no_fault(bench: Bench) -> None:
+    bench.launch({"steps": 3}, memory="900Mi").done()
+    assert bench.result()["attempt"] == "1"
 
 
 def test_out_of_memory_is_tried_once_more_and_told_as_such(bench: Bench) -> None:
@@ -67,27 +78,64 @@ def test_out_of_memory_is_tried_once_more_and_told_as_such(bench: Bench) -> None
     assert len(bench.jobs()) == 2
 
 
+# ---------------------------------------------------------------- silence
+
+
+def test_a_rank_that_hangs_is_ended_and_the_next_attempt_resumes(bench: Bench) -> None:
+    launching = bench.launch(ends("hang"))
+    launching.done()
+    codes = {end.code for end in logs.stored_ends(storage.join(bench.out, "sft"), 1).values()}
+    assert Hang.code in codes, codes
+    assert bench.result() == {"attempt": "2", "from": 2, "reduced": 3.0}
+
+
+def test_a_pod_whose_heartbeat_stops_ends_the_attempt_and_its_node_is_left_out(bench: Bench, reached: Reached) -> None:
+    if not reached.own:
+        pytest.skip("a container of KUBECONFIG's cluster cannot be frozen from here")
+    launching = bench.limited(silence_s=int(12 * PATIENCE)).launch(ON)
+    bench.until("a commit", lambda: 4 in bench.commits())
+    frozen = bench.running()[1]
+    nodes.task(frozen, "pause")
+    try:
+        bench.until("the end of the attempt", lambda: launching.heard("attempt 1 ended: no heartbeat of"))
+    finally:
+        nodes.task(frozen, "resume")  # a frozen process cannot even be killed
+    bench.running(attempt=2)
+    bench.let_end()
+    launching.done()
+    assert launching.heard(f"without nodes {frozen['spec']['nodeName']}"), launching.lines()
+    assert bench.jobs()[-1]["metadata"]["annotations"][names.EXCLUDED] == frozen["spec"]["nodeName"]
+    result = bench.result()
+    assert result["attempt"] == "2" and result["from"] >= 4
+
+
 # ---------------------------------------------------------------- pods taken away
 
 
 @pytest.mark.parametrize("force", [False, True], ids=["deleted", "force-deleted"])
 def test_a_deleted_worker_ends_the_attempt_and_the_next_one_resumes(bench: Bench, force: bool) -> None:
-    launching = bench.launch({"steps": 20, "commit_every": 2, "step_s": 0.5})
+    launching = bench.launch(ON)
     bench.until("a commit", lambda: 4 in bench.commits())
     name = bench.running()[1]["metadata"]["name"]
     bench.kubectl("delete", "pod", name, "--wait=false", *(["--grace-period=0", "--force"] if force else []))
+    bench.until("the end of the attempt", lambda: launching.heard("attempt 1 ended"))
+    bench.running(attempt=2)
+    bench.let_end()
     launching.done()
     result = bench.result()
     assert result["attempt"] == "2" and result["from"] >= 4
 
 
 def test_an_evicted_worker_is_a_preemption_and_no_attempt_is_counted(bench: Bench) -> None:
-    launching = bench.launch({"steps": 20, "commit_every": 2, "step_s": 0.5})
+    launching = bench.launch(ON)
     bench.until("a commit", lambda: 4 in bench.commits())
     pod = bench.running()[1]["metadata"]["name"]
     eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": bench.namespace}}
     path = f"/api/v1/namespaces/{bench.namespace}/pods/{pod}/eviction"
     bench.kubectl("create", "--raw", path, "-f", "-", text=json.dumps(eviction))
+    bench.until("the preemption", lambda: launching.heard("attempt 1 ended"))
+    bench.running(attempt=2)
+    bench.let_end()
     launching.done()
     assert launching.heard("preempted"), launching.lines()
     assert bench.result()["attempt"] == "2"
@@ -110,38 +158,14 @@ def test_a_missing_secret_is_told_by_name(bench: Bench) -> None:
 
 
 def test_a_stage_that_no_node_can_take_says_why_and_gives_up_in_time(bench: Bench) -> None:
-    limits = bench.cluster.limits.model_copy(update={"schedule_s": 8})
-    small = Bench(**{**vars(bench), "cluster": bench.cluster.model_copy(update={"limits": limits})})
-    launching = small.launch({"steps": 1}, nodes=3)
+    small = bench.limited(schedule_s=8)
+    launching = small.launch({"steps": 1}, nodes=3, gpus=8)
     error = launching.ended(90)
     assert isinstance(error, ClusterError) and "nvidia.com/gpu" in str(error) and "schedule_s" in str(error)
     bench.until("no pods", lambda: bench.items("pods") == [], 60)
 
 
-# ---------------------------------------------------------------- the launcher itself
-
-
-def test_a_launcher_that_is_killed_is_replaced_and_the_job_is_adopted(bench: Bench) -> None:
-    payload = {"steps": 30, "step_s": 0.4, "commit_every": 5}
-    with bench.process(payload) as process:
-        bench.running()
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    uid = bench.jobs()[0]["metadata"]["uid"]
-    again = bench.launch(payload, run_id="run-2")
-    again.done()
-    assert again.heard("adopted")
-    (job,) = bench.jobs()
-    assert job["metadata"]["uid"] == uid and job["metadata"]["annotations"][names.OWNER] == "run-2"
-    assert bench.result() == {"attempt": "1", "from": 0, "reduced": 3.0}
-
-
-def test_another_spec_is_not_adopted_and_its_difference_is_told(bench: Bench) -> None:
-    first = bench.launch({"steps": 1000})
-    bench.running()
-    error = bench.launch({"steps": 1000}, run_id="run-2", memory="7Gi").ended(60)
-    assert isinstance(error, ClusterError) and "wanted" in str(error) and "7Gi" in str(error)
-    (job,) = bench.jobs()
-    assert job["metadata"]["annotations"][names.OWNER] == "run-1"
-    bench.kubectl("delete", "pytorchjob", job["metadata"]["name"])
-    first.ended(60)
+@pytest.mark.control
+@pytest.mark.alone  # all GPUs of both nodes
+def test_a_stage_that_the_nodes_can_take_is_given_the_same_time(bench: Bench) -> None:
+    bench.limited(schedule_s=8).launch({"steps": 1}, gpus=8).done()

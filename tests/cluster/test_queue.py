@@ -2,54 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from k8s import names
 from tests.cluster.bench import Bench
+from tests.cluster.queues import queued, room
 
 pytestmark = pytest.mark.cluster
 
 
-def queued(bench: Bench, **queue: str) -> Bench:
-    content = bench.cluster.model_dump(mode="json")
-    content["queue"] = {"kind": "kueue", "name": "train", **queue}
-    content["pools"]["gpu"]["fabric_key"] = None
-    return Bench(**{**vars(bench), "cluster": type(bench.cluster).model_validate(content)})
+@pytest.fixture
+def queue(bench: Bench) -> Iterator[Bench]:
+    """With room for one stage of two GPUs."""
+    with room(bench, gpus="2"):
+        yield queued(bench)
 
 
-def other(bench: Bench) -> Bench:
-    return Bench(**{**vars(bench), "out": f"{bench.out}-other"})
-
-
-def test_a_job_over_quota_waits_and_runs_when_the_quota_is_free(bench: Bench) -> None:
-    first_bench = queued(bench)
-    first = first_bench.launch({"steps": 20, "step_s": 0.5})
-    bench.running()
-    second = other(first_bench).launch({"steps": 2}, run_id="run-2")
-    bench.until("the second job to wait", lambda: second.heard("queue: suspended"))
-    jobs = bench.items("pytorchjobs")
+def test_a_job_over_quota_waits_and_runs_when_the_quota_is_free(queue: Bench) -> None:
+    first = queue.launch({"step_s": 0.5})
+    queue.running()
+    second = queue.other_out().launch({"steps": 2}, run_id="run-2")
+    queue.until("the second job to wait", lambda: second.heard("queue: suspended"))
+    jobs = queue.items("pytorchjobs")
     suspended = {job["metadata"]["annotations"][names.OWNER]: job["spec"]["runPolicy"]["suspend"] for job in jobs}
     assert suspended == {"run-1": False, "run-2": True}
+    queue.let_end()
     first.done()
     second.done()
     assert second.when("queue: suspended") < second.when("step 1")
 
 
-def test_a_job_within_quota_does_not_wait(bench: Bench) -> None:
-    launching = queued(bench).launch({"steps": 2})
+@pytest.mark.control
+def test_a_job_within_quota_does_not_wait(queue: Bench) -> None:
+    launching = queue.launch({"steps": 2})
     launching.done()
     assert launching.heard("step 2")
 
 
-def test_a_job_that_a_more_urgent_one_suspends_resumes_from_its_commit(bench: Bench) -> None:
-    bench_1 = queued(bench)
-    low = bench_1.launch({"steps": 30, "step_s": 0.5, "commit_every": 2})
-    bench.until("a commit", lambda: 4 in bench_1.commits())
-    urgent = other(queued(bench, priority_class="urgent"))
+def test_a_job_that_a_more_urgent_one_suspends_resumes_from_its_commit(queue: Bench) -> None:
+    low = queue.launch({"step_s": 0.5, "commit_every": 2})
+    queue.until("a commit", lambda: 4 in queue.commits())
+    urgent = queued(queue, priority_class="urgent").other_out()
     high = urgent.launch({"steps": 2}, run_id="run-2")
-    bench.until("the suspension", lambda: low.heard("queue: suspended"))
+    queue.until("the suspension", lambda: low.heard("queue: suspended"))
     high.done()
+    queue.let_end()
     low.done()
-    result = bench_1.result()
+    result = queue.result()
     assert result["from"] >= 4, "it went on from its last commit"
     assert result["attempt"] == "1", "a suspension is no attempt"

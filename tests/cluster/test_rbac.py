@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 
@@ -16,7 +15,6 @@ from k8s.tasks import task_of
 from tests.cluster.bench import Bench, Launching, chart
 from tests.cluster.conftest import Reached
 from tests.cluster.launching import api_of
-from tests.cluster.place import AUDIT
 from trainer.resolve import load_recipe
 
 pytestmark = pytest.mark.cluster
@@ -24,13 +22,10 @@ pytestmark = pytest.mark.cluster
 
 def requests_of(bench: Bench) -> Iterator[tuple[str, str, int]]:
     """(resource, verb, status) of all that the launcher's account asked in this namespace."""
-    user = f"system:serviceaccount:{bench.namespace}:{bench.cluster.accounts.launcher}"
-    for line in AUDIT.read_text().splitlines():
-        event = json.loads(line)
+    for event in bench.audited():
         what = event.get("objectRef", {})
-        if event["user"]["username"] == user:
-            resource = "/".join(filter(None, (what["resource"], what.get("subresource"))))
-            yield f"{what.get('apiGroup', '')}/{resource}", event["verb"], event["responseStatus"]["code"]
+        resource = "/".join(filter(None, (what["resource"], what.get("subresource"))))
+        yield f"{what.get('apiGroup', '')}/{resource}", event["verb"], event["responseStatus"]["code"]
 
 
 def granted(bench: Bench) -> set[tuple[str, str]]:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from k8s.cleanup import remove_owned
-from tests.cluster.bench import Bench
-from tests.cluster.launching import api_of
+from tests.cluster.bench import OF_THE_NAMESPACE, Bench
 
 pytestmark = pytest.mark.cluster
 
 
+@pytest.mark.alone  # all GPUs of both nodes
 def test_two_workers_meet_step_and_succeed_and_the_launcher_shows_rank_0s_log(bench: Bench) -> None:
-    launching = bench.launch({"steps": 5, "step_s": 0.5})
+    before = bench.objects()
+    launching = bench.launch({"steps": 5, "step_s": 0.5, "gloo": True}, gpus=8)
     pods = bench.running()
     assert {pod["spec"]["nodeName"] for pod in pods} == {"gpu-a-0", "gpu-a-1"}, "one pod a node, in the stage's pool"
     launching.done()
@@ -23,11 +23,7 @@ def test_two_workers_meet_step_and_succeed_and_the_launcher_shows_rank_0s_log(be
     assert [one["metadata"]["ownerReferences"][0]["name"] for one in maps] == [job["metadata"]["name"]]
     # What the stage leaves goes with its job.
     bench.kubectl("delete", "pytorchjob", job["metadata"]["name"])
-    kinds = "pytorchjobs,pods,services,configmaps"
-    bench.until(
-        "an empty namespace",
-        lambda: [one["metadata"]["name"] for one in bench.items(kinds)] == ["kube-root-ca.crt"],
-    )
+    bench.until("no pods, services and ConfigMaps", lambda: not bench.objects() - before - OF_THE_NAMESPACE)
 
 
 def test_a_finished_stage_is_not_trained_again(bench: Bench) -> None:
@@ -36,14 +32,3 @@ def test_a_finished_stage_is_not_trained_again(bench: Bench) -> None:
     again.done(20)
     assert again.heard("done already")
     assert len(bench.jobs()) == 1
-
-
-def test_clean_up_removes_the_job_and_its_pods_and_frees_the_gpus(bench: Bench) -> None:
-    launching = bench.launch({"steps": 1000})
-    bench.running()
-    api = api_of(str(bench.launcher), bench.namespace)
-    assert remove_owned(api, out=bench.out, owner="another-run") == []
-    assert len(remove_owned(api, out=bench.out, owner="run-1")) == 1
-    error = launching.ended(60)
-    assert error is not None and "the job is gone" in str(error)
-    bench.until("no pods", lambda: bench.items("pods") == [], 60)

@@ -28,18 +28,9 @@ def _free_port(host: str) -> int:
         return probe.getsockname()[1]
 
 
-@contextlib.contextmanager
-def s3_server(folder: Path, host: str = "127.0.0.1") -> Iterator[dict[str, str]]:
-    """A server with one bucket at an address of this machine; the environment that makes trainer/storage.py use it."""
-    import fsspec
-    import s3fs
-
-    weed = program()
-    assert weed is not None, "the dev extra carries SeaweedFS"
-    folder.mkdir(parents=True, exist_ok=True)
-    # weed listens for gRPC at each port + 10000
-    ports = {name: _low_port(host) for name in ("master", "volume", "filer", "s3")}
-    args = [
+def arguments(weed: str, folder: Path, host: str, ports: dict[str, int]) -> list[str]:
+    """The command line of a server; ports of master, volume, filer, s3."""
+    return [
         weed,
         "-logtostderr",
         "server",
@@ -51,13 +42,22 @@ def s3_server(folder: Path, host: str = "127.0.0.1") -> Iterator[dict[str, str]]
         "-master.telemetry=false",
         "-master.volumeSizeLimitMB=64",
         "-volume.max=20",
+        *(f"-{name}.port={port}" for name, port in ports.items()),
     ]
-    args += [
-        f"-master.port={ports['master']}",
-        f"-volume.port={ports['volume']}",
-        f"-filer.port={ports['filer']}",
-        f"-s3.port={ports['s3']}",
-    ]
+
+
+@contextlib.contextmanager
+def s3_server(folder: Path, host: str = "127.0.0.1") -> Iterator[dict[str, str]]:
+    """A server with one bucket at an address of this machine; the environment that makes trainer/storage.py use it."""
+    import fsspec
+    import s3fs
+
+    weed = program()
+    assert weed is not None, "the dev extra carries SeaweedFS"
+    folder.mkdir(parents=True, exist_ok=True)
+    # weed listens for gRPC at each port + 10000
+    ports = {name: _low_port(host) for name in ("master", "volume", "filer", "s3")}
+    args = arguments(weed, folder, host, ports)
     env = {
         "AWS_ENDPOINT_URL": f"http://{host}:{ports['s3']}",
         "AWS_ACCESS_KEY_ID": "test",
