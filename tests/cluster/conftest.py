@@ -49,7 +49,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "control: the fault where it must lead elsewhere; make test-cluster takes some")
     if not hasattr(config, "workerinput"):
         sharing.begin()
-        os.environ.setdefault(CONTROLS, time.strftime("%Y%m%d", time.gmtime()))
+        os.environ.setdefault(CONTROLS, _today())
+
+
+def _today() -> str:
+    return time.strftime("%Y%m%d", time.gmtime())
 
 
 def pytest_report_header() -> str:
@@ -70,7 +74,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _chosen(item: pytest.Item) -> bool:
-    seed = os.environ[CONTROLS]
+    seed = os.environ.get(CONTROLS) or _today()  # not set where pytest was not started on this folder
     if seed in ("all", "none"):
         return seed == "all"
     return hashlib.sha256(f"{seed} {item.nodeid}".encode()).digest()[0] % 2 == 0
