@@ -190,8 +190,21 @@ class Read(dict):
         return np.array(["en"] if name == "language" else [1.0])
 
 
-@pytest.mark.parametrize("names", [(), ("languages",), ("min_image_side", "max_top_ngram"), tuple(CASES)])
-def test_only_the_columns_that_a_threshold_is_about_are_held(names: tuple[str, ...]):
+UNASKED = {f"duplicate_ngram_{size}" for size in (6, 7, 8, 9)}
+"""Columns that no case has a threshold for."""
+
+
+@pytest.mark.parametrize(
+    ("names", "want"),
+    [
+        ((), set()),
+        (("languages",), {"language", "characters"}),
+        (("min_words", "max_words"), {"words"}),
+        (("min_image_side", "max_top_ngram"), {"image_min_side", "images", *(f"top_ngram_{n}" for n in (2, 3, 4))}),
+        (tuple(CASES), set(SIGNALS_SCHEMA.names) - UNASKED),
+    ],
+)
+def test_only_the_columns_that_a_threshold_is_about_are_held(names: tuple[str, ...], want: set[str]):
     clean, columns = Clean.model_validate({name: CASES[name][0] for name in names}), Read()
-    assert len(list(clean_verdicts(clean, columns))) >= len(set(names) - {"blocked_words", "blocked_urls"})
-    assert columns.names == set(signals_asked(clean)) and (len(names) > 2 or len(columns.names) <= 5)
+    assert len(list(clean_verdicts(clean, columns))) >= len(names)
+    assert columns.names == set(signals_asked(clean)) == want < set(SIGNALS_SCHEMA.names)
