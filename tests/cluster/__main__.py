@@ -11,10 +11,11 @@ import os
 import sys
 
 from k8s.tools import tool
+from pipelines.cli.main import edge
 from tests.cluster import control, lifecycle, programs
 from tests.cluster.place import KUBECONFIG
 from tests.cluster.processes import inside, leftovers
-from trainer.errors import QwenVLError, UsageError
+from trainer.errors import UsageError
 
 
 def main(words: list[str]) -> int:
@@ -30,12 +31,8 @@ def main(words: list[str]) -> int:
                 print(f"{name:26} {pid:>8} {mebibytes:6} MiB")
             print("all in all:", ", ".join(leftovers()) or "nothing")
         case ["doctor", *strict] if strict in ([], ["--strict"]):
-            if lacks := programs.missing():
-                print("NOT RUN: tests/cluster, a real Kubernetes (make test-cluster). This machine lacks:")
-                print("\n".join(f"  {one}" for one in lacks))
-                return UsageError.code if strict else 0
-            if not strict:
-                print("Not part of make test: tests/cluster, a real Kubernetes; make test-cluster runs it here.")
+            what, lacks = "tests/cluster, a real Kubernetes", programs.missing()
+            return programs.doctor(what, "make test-cluster", lacks, strict=bool(strict))
         case ["kubectl", *rest]:
             command = inside(tool("kubectl"), "--kubeconfig", KUBECONFIG, *rest)
             os.execvpe(command[0], command, {**os.environ, "PATH": programs.PATH})
@@ -49,8 +46,4 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except QwenVLError as error:
-        print(error, file=sys.stderr)
-        sys.exit(error.code)
+    sys.exit(edge(main, sys.argv[1:]))

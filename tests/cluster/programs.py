@@ -12,6 +12,7 @@ starts without the module cache.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -19,7 +20,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,6 +85,18 @@ def missing() -> list[str]:
     return lacks
 
 
+def doctor(what: str, command: str, lacks: Sequence[str], *, strict: bool, instead: str = "") -> int:
+    """Say what this machine lacks to run some tests, or that it can. Returns the exit code: that of UsageError when it
+    lacks anything and `strict`, else 0."""
+    if lacks:
+        print(f"NOT RUN: {what} ({command}). This machine lacks:")
+        print("\n".join([*(f"  {one}" for one in lacks), *filter(None, [instead])]))
+        return UsageError.code if strict else 0
+    if not strict:
+        print(f"Not part of make test: {what}; {command} runs it here.")
+    return 0
+
+
 def key() -> str:
     """Digest of all that the programs are made from."""
     files = [path for path in sorted(SOURCES.rglob("*")) if path.is_file()]
@@ -97,6 +110,24 @@ def folder() -> Path:
     return HOME / f"programs-{key()}"
 
 
+@contextlib.contextmanager
+def made_once(place: Path) -> Iterator[Path]:
+    """A new folder beside `place` that takes its name when the block has ended, so that `place` is there whole or not
+    at all. It is removed when the block fails, or when another process has been quicker."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(prefix="building-", dir=place.parent))
+    try:
+        yield new
+        new.chmod(0o755)
+        try:
+            new.rename(place)
+        except OSError:
+            if not place.exists():
+                raise
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
 def build(say: Callable[[str], None] = print) -> Programs:
     """The programs of this checkout; built when the cache does not have them.
 
@@ -107,9 +138,7 @@ def build(say: Callable[[str], None] = print) -> Programs:
     if place.exists():
         return Programs(place)
     say(f"building Kubernetes {KUBERNETES}, training-operator, Kueue and CoreDNS, once: 6 to 12 minutes on two cores")
-    HOME.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(prefix="building-", dir=HOME))
-    try:
+    with made_once(place) as new:
         (new / "bin").mkdir()
         for title, where, packages, linker in (
             ("kubernetes", "kubernetes", ["./control", "./pause", f"{OPERATOR}/cmd/training-operator.v1",
@@ -127,13 +156,6 @@ def build(say: Callable[[str], None] = print) -> Programs:
         (new / "manifests").mkdir()
         for name, (module, path) in RENDERED.items():
             (new / "manifests" / f"{name}.yaml").write_text(_kustomize(module, path))
-        new.chmod(0o755)
-        new.rename(place)
-    except OSError:
-        if not place.exists():  # else another process was quicker
-            raise
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
     return Programs(place)
 
 

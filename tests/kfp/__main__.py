@@ -12,10 +12,11 @@ from __future__ import annotations
 import os
 import sys
 
+from pipelines.cli.main import edge
 from tests.cluster.processes import inside
-from tests.cluster.programs import PATH
+from tests.cluster.programs import PATH, doctor
 from tests.kfp import backend, programs
-from trainer.errors import QwenVLError, UsageError
+from trainer.errors import UsageError
 
 
 def main(words: list[str]) -> int:
@@ -25,11 +26,8 @@ def main(words: list[str]) -> int:
         case ["build"]:
             print(programs.build().folder)
         case ["doctor", *strict] if strict in ([], ["--strict"]):
-            if lacks := programs.missing():
-                print("NOT RUN: tests/kfp, a real Kubeflow Pipelines (make test-kfp). This machine lacks:")
-                print("\n".join(f"  {one}" for one in lacks))
-                print("or name another one: tests/kfp/README.md")
-                return UsageError.code if strict else 0
+            what, instead = "tests/kfp, a real Kubeflow Pipelines", "or name another one: tests/kfp/README.md"
+            return doctor(what, "make test-kfp", programs.missing(), strict=bool(strict), instead=instead)
         case ["exec", *rest] if rest:
             command = inside(*rest)
             os.execvpe(command[0], command, {**backend.environment(), "PATH": PATH})
@@ -40,8 +38,4 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except QwenVLError as error:
-        print(error, file=sys.stderr)
-        sys.exit(error.code)
+    sys.exit(edge(main, sys.argv[1:]))

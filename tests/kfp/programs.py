@@ -21,14 +21,13 @@ import json
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from tests.cluster import programs as cluster_programs
 from tests.cluster.place import HOME
-from tests.cluster.programs import Programs, find, go
+from tests.cluster.programs import Programs, find, go, made_once
 from trainer.errors import UsageError
 
 HERE = Path(__file__).parent
@@ -97,9 +96,7 @@ def build(say: Callable[[str], None] = print) -> Programs:
     if place.exists():
         return Programs(place)
     say("building Kubeflow Pipelines and Argo Workflows, once: 6 to 12 minutes on two cores")
-    HOME.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(prefix="building-", dir=HOME))
-    try:
+    with made_once(place) as new:
         (new / "bin").mkdir()
         for title, part in (("Kubeflow Pipelines", _backend), ("Argo Workflows", _argo), ("ML Metadata", _metadata)):
             began = time.monotonic()
@@ -107,13 +104,6 @@ def build(say: Callable[[str], None] = print) -> Programs:
             say(f"  {title} {time.monotonic() - began:.0f} s")
         _keep_manifests(new / "manifests")
         shutil.rmtree(new / "source")
-        new.chmod(0o755)
-        new.rename(place)
-    except OSError:
-        if not place.exists():  # else another process was quicker
-            raise
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
     return Programs(place)
 
 
