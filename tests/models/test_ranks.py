@@ -24,12 +24,12 @@ Found = dict[str, dict[str, dict[str, list[Any]]]]
 """World size -> family -> scenario -> what each rank found."""
 
 
-def start(families: list[Built], folder: Path, *, worlds: tuple[int, ...], mixes: int, timeout_s: float) -> Found:
+def start(families: list[Built], folder: Path, *, worlds: tuple[int, ...], mixes: int, hang_s: float) -> Found:
     for built in families:
         write_pool(Path(built.out) / POOL, built.encoded, built.tokenizer.id(built.family.markers.eos))
     arguments = [str(folder), str(mixes), *(f"{built.name}={built.out}" for built in families)]
     for world in worlds:
-        launch("tests.models.ranks", arguments, world_size=world, logs=folder, timeout_s=timeout_s)
+        launch("tests.models.ranks", arguments, world_size=world, logs=folder, hang_s=hang_s)
     return {str(world): json.loads((folder / f"{world}.json").read_text()) for world in worlds}
 
 
@@ -44,7 +44,7 @@ def found(request: pytest.FixtureRequest, folder: Path, build: Callable[[str], B
     calls = [getattr(item, "callspec", None) for item in request.session.items if "found" in item.fixturenames]  # type: ignore[attr-defined]
     asked = {call.params["built"] for call in calls if call is not None and "built" in call.params}
     families = [build(name) for name in builders.names() if name in asked]
-    return start(families, folder, worlds=(2, 3), mixes=MIXES, timeout_s=60 + 90 * len(families))
+    return start(families, folder, worlds=(2, 3), mixes=MIXES, hang_s=60 + 90 * len(families))
 
 
 def scenario(found: Found, world: int, name: str, what: str) -> list[Any]:
@@ -115,9 +115,7 @@ def check_mixes(ranks: list[Any], count: int) -> None:
 @pytest.mark.long
 def test_many_random_mixes_in_one_warm_process_group(built: Built, tmp_path: Path, note: Note) -> None:
     count = LONG.get(built.name, 100)
-    ranks = scenario(
-        start([built], tmp_path, worlds=(3,), mixes=count, timeout_s=600 + 2 * count), 3, built.name, "mixes"
-    )
+    ranks = scenario(start([built], tmp_path, worlds=(3,), mixes=count, hang_s=600 + 2 * count), 3, built.name, "mixes")
     check_mixes(ranks, count)
     note(3, long_mixes=count, long_mixes_s=ranks[0]["s"])
 
