@@ -352,6 +352,19 @@ Third paragraph at the top of the right column, over two lines at least.
 Fourth paragraph below the table.
 ]
 """
+TWO_COLUMNS_SAY = (
+    ("h1", "A title across the page"),
+    ("h2", "Left heading"),
+    ("p", "First paragraph on the left, which goes over more than one line of its column."),
+    ("p", "Second paragraph on the left, which also needs some of the lines there."),
+    ("li", "first entry"),
+    ("li", "second entry that is long enough to go over a line"),
+    ("p", "Third paragraph at the top of the right column, over two lines at least."),
+    ("table", '<table><tr><td>Name</td><td>Red</td><td>Blue</td></tr><tr><td colspan="2">both</td><td>1</td></tr>'
+              '<tr><td rowspan="2">tall</td><td>2</td><td>3</td></tr><tr><td>4</td><td>5</td></tr></table>'),
+    ("p", "Fourth paragraph below the table."),
+)  # fmt: skip
+"""(role, content), in the order of reading."""
 
 
 def a_pdf(path: Path, *sources: str) -> Path:
@@ -377,21 +390,10 @@ def assert_ink_lies_within(sample: Sample, files: list[bytes]) -> None:
 def test_a_page_of_two_columns_is_read_in_order_with_headings_lists_and_tables(tmp_path: Path):
     sample, files = only(read("pdf", a_pdf(tmp_path / "a.pdf", TWO_COLUMNS)), "document")
     assert (sample.media[0].width, sample.media[0].height, sample.id) == (800, 1000, "a.pdf#page=1")
-    assert [(role, content) for role, _, content in told(sample)] == [
-        ("h1", "A title across the page"),
-        ("h2", "Left heading"),
-        ("p", "First paragraph on the left, which goes over more than one line of its column."),
-        ("p", "Second paragraph on the left, which also needs some of the lines there."),
-        ("li", "first entry"),
-        ("li", "second entry that is long enough to go over a line"),
-        ("p", "Third paragraph at the top of the right column, over two lines at least."),
-        ("table", '<table><tr><td>Name</td><td>Red</td><td>Blue</td></tr><tr><td colspan="2">both</td><td>1</td></tr>'
-                  '<tr><td rowspan="2">tall</td><td>2</td><td>3</td></tr><tr><td>4</td><td>5</td></tr></table>'),
-        ("p", "Fourth paragraph below the table."),
-    ]  # fmt: skip
+    assert [(role, content) for role, _, content in told(sample)] == list(TWO_COLUMNS_SAY)
     assert_ink_lies_within(sample, files)
     for found in learnt(sample, files, tmp_path):
-        assert [tag.name for tag in found] == ["h1", "h2", "p", "p", "li", "li", "p", "table", "p"]
+        assert [tag.name for tag in found] == [role for role, _ in TWO_COLUMNS_SAY]
 
 
 def test_sizes_are_of_the_whole_document_and_a_rotated_cropped_page_keeps_its_boxes(tmp_path: Path):

@@ -12,7 +12,7 @@ from typing import Any
 from pipelines.prepare.corpus.synthetic import Part, Style, pages_of, row, score_part
 from tests.prepare.builders import a_picture, write_lines
 from tests.prepare.music import FIRST, note, score
-from tests.prepare.test_page_formats import CELLS, HOCR, PAGE, TWO_COLUMNS, a_pdf, doclaynet
+from tests.prepare.test_page_formats import CELLS, HOCR, PAGE, TWO_COLUMNS, TWO_COLUMNS_SAY, a_pdf, doclaynet
 from tests.prepare.test_synthetic import BARS, WORDS
 from tests.prepare.way import of_text
 from tests.prepare.way.row import IMAGE, Row, block, objects, want
@@ -124,18 +124,6 @@ def inked(identity: str, of: str, *parts: tuple[str, str]) -> dict[str, Any]:
 
 
 FAULTS = of_text.faulty("layout")
-PDF_BLOCKS = (
-    ("h1", "A title across the page"),
-    ("h2", "Left heading"),
-    ("p", "First paragraph on the left, which goes over more than one line of its column."),
-    ("p", "Second paragraph on the left, which also needs some of the lines there."),
-    ("li", "first entry"),
-    ("li", "second entry that is long enough to go over a line"),
-    ("p", "Third paragraph at the top of the right column, over two lines at least."),
-    ("table", '<table><tr><td>Name</td><td>Red</td><td>Blue</td></tr><tr><td colspan="2">both</td><td>1</td></tr>'
-              '<tr><td rowspan="2">tall</td><td>2</td><td>3</td></tr><tr><td>4</td><td>5</td></tr></table>'),
-    ("p", "Fourth paragraph below the table."),
-)  # fmt: skip
 FILES = [
     Row(
         "layout",
@@ -201,7 +189,7 @@ FILES = [
         "document",
         "chat",
         pdf,
-        [inked("good/a.pdf#page=1", "a.pdf#page=1 800x1000", *PDF_BLOCKS)],
+        [inked("good/a.pdf#page=1", "a.pdf#page=1 800x1000", *TWO_COLUMNS_SAY)],
         no_words,
         {"no-text-layer": 1},
     ),
