@@ -53,22 +53,24 @@ ANDROID = (
     {"action_type": "navigate_back"},
     {"action_type": "wait"},
 )
+ANDROID_CALLS = [
+    (0, "open", {"text": "Clock"}, {}),
+    (1, "click", {}, {"coordinate": (50, 150)}),
+    (2, "long_press", {"time": 2}, {"coordinate": (270, 600)}),
+    (3, "swipe", {}, {"coordinate": (135, 450), "coordinate2": (135, 150)}),
+    (4, "type", {"text": "7:30"}, {}),
+    (5, "system_button", {"button": "Back"}, {}),
+    (6, "wait", {"time": 2}, {}),
+    (7, "terminate", {"status": "success"}, {}),
+]
+"""What actions_of finds of it."""
 
 
 def test_an_episode_of_android_control_becomes_calls_with_coordinates_in_the_files_pixels(tmp_path: Path):
     path = write_lines(tmp_path / "episodes.jsonl", [android_episode(tmp_path, *ANDROID)])
     sample, files = only(read("android_control", path), "agent")
     assert (sample.id, len(files)) == ("7", 8)
-    assert actions_of(sample) == [
-        (0, "open", {"text": "Clock"}, {}),
-        (1, "click", {}, {"coordinate": (50, 150)}),
-        (2, "long_press", {"time": 2}, {"coordinate": (270, 600)}),
-        (3, "swipe", {}, {"coordinate": (135, 450), "coordinate2": (135, 150)}),
-        (4, "type", {"text": "7:30"}, {}),
-        (5, "system_button", {"button": "Back"}, {}),
-        (6, "wait", {"time": 2}, {}),
-        (7, "terminate", {"status": "success"}, {}),
-    ]
+    assert actions_of(sample) == ANDROID_CALLS
     for found in trained(sample, files, tmp_path / f"{0}"):
         written = calls(found)
         width, height = found.grids[3]
@@ -120,18 +122,19 @@ AITW = (
     {"results/action_type": 7},
     {"results/action_type": 11},
 )
+AITW_CALLS = [
+    (0, "click", {}, {"coordinate": (54, 300)}),
+    (1, "swipe", {}, {"coordinate": (135, 480), "coordinate2": (135, 120)}),
+    (2, "type", {"text": "news"}, {}),
+    (3, "system_button", {"button": "Enter"}, {}),
+    (4, "terminate", {"status": "failure"}, {}),
+]
 
 
 def test_steps_of_aitw_become_one_trajectory_with_points_as_x_y(tmp_path: Path):
     path = write_lines(tmp_path / "steps.jsonl", aitw_steps(tmp_path, *AITW))
     sample, files = only(read("aitw", path), "agent")
-    assert actions_of(sample) == [
-        (0, "click", {}, {"coordinate": (54, 300)}),
-        (1, "swipe", {}, {"coordinate": (135, 480), "coordinate2": (135, 120)}),
-        (2, "type", {"text": "news"}, {}),
-        (3, "system_button", {"button": "Enter"}, {}),
-        (4, "terminate", {"status": "failure"}, {}),
-    ]
+    assert actions_of(sample) == AITW_CALLS
     for found in trained(sample, files, tmp_path):
         width, height = found.grids[0]
         assert calls(found)[0]["arguments"]["coordinate"] == [round(0.2 * width), round(0.5 * height)]
@@ -175,24 +178,23 @@ MIND2WEB = (
     web_action("SELECT", "SELECT", "2 people", BOXED),
     web_action("CLICK", "ENTER", "", BOXED),
 )
+_MIDDLE = {"coordinate": (70, 50)}
+MIND2WEB_CALLS = [
+    (0, "mouse_move", {}, _MIDDLE),
+    (1, "left_click", {}, {"coordinate": (20, 20)}),
+    (2, "left_click", {}, _MIDDLE),
+    (2, "type", {"text": "Rome"}, {}),
+    (3, "left_click", {}, _MIDDLE),
+    (3, "type", {"text": "2 people"}, {}),
+    (3, "key", {"keys": ["enter"]}, {}),
+    (4, "key", {"keys": ["enter"]}, {}),
+]
 
 
 def test_operations_of_mind2web_become_calls_of_computer_use(tmp_path: Path):
     screens(tmp_path, 1, (300, 200))
     sample, files = only(read("mind2web", write_lines(tmp_path / "actions.jsonl", MIND2WEB)), "agent")
-    at = {"coordinate": (70, 50)}
-    enter = ("key", {"keys": ["enter"]}, {})
-    assert [found[1:] for found in actions_of(sample)] == [
-        ("mouse_move", {}, at),
-        ("left_click", {}, {"coordinate": (20, 20)}),
-        ("left_click", {}, at),
-        ("type", {"text": "Rome"}, {}),
-        ("left_click", {}, at),
-        ("type", {"text": "2 people"}, {}),
-        enter,
-        enter,
-    ]
-    assert sample.id == "a1" and [found[0] for found in actions_of(sample)] == [0, 1, 2, 2, 3, 3, 3, 4]
+    assert sample.id == "a1" and actions_of(sample) == MIND2WEB_CALLS
     for found in trained(sample, files, tmp_path):
         width, height = found.grids[0]
         assert calls(found)[0]["arguments"]["coordinate"] == [round(70 * width / 300), round(50 * height / 200)]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +16,13 @@ from pipelines.prepare.formats.elements import CAPTION, GROUNDING
 from tests.prepare.builders import a_picture, write_lines
 from tests.prepare.test_agent_formats import (
     AITW,
+    AITW_CALLS,
     ANDROID,
+    ANDROID_CALLS,
     DESKTOP,
     DUMP,
     MIND2WEB,
+    MIND2WEB_CALLS,
     PHONE,
     aitw_steps,
     android_episode,
@@ -40,6 +46,14 @@ def walk(query: str, tool: str, *steps: tuple, words: tuple[str, ...] = (), sche
         apart = [part for call in calls for part in ("\n", call)][1:]
         said.append(("assistant", [*thought, *apart]))
     return said
+
+
+def steps_of(tool: str, listed: list[tuple]) -> list[tuple]:
+    """Steps of walk() from (medium, action, arguments, coordinates) of every call: one step a medium."""
+    return [
+        tuple(action(tool, name, number, coordinates=where, **said) for _, name, said, where in calls)
+        for number, calls in groupby(listed, key=itemgetter(0))
+    ]
 
 
 def at(x: float, y: float, *second: float) -> dict[str, tuple]:
@@ -113,20 +127,10 @@ def faulty_mind2web(folder: Path) -> Path:
     return write_lines(folder / "actions.jsonl", rows)
 
 
-def web_calls() -> list[tuple]:
-    mouse = at(70, 50)
-    text = partial(action, DESK_TOOL, "type")
-    return [
-        (action(DESK_TOOL, "mouse_move", 0, coordinates=mouse),),
-        (action(DESK_TOOL, "left_click", 1, coordinates=at(20, 20)),),
-        (action(DESK_TOOL, "left_click", 2, coordinates=mouse), text(2, text="Rome")),
-        (
-            action(DESK_TOOL, "left_click", 3, coordinates=mouse),
-            text(3, text="2 people"),
-            action(DESK_TOOL, "key", 3, keys=["enter"]),
-        ),
-        (action(DESK_TOOL, "key", 4, keys=["enter"]),),
-    ]
+def of_mind2web(name: str, good: Callable[[Path], Path], *files: str) -> Row:
+    said = walk("Book a table", DESK_TOOL, *steps_of(DESK_TOOL, MIND2WEB_CALLS), schema=True)
+    faults = {"no-target": 1, "unmapped-action": 1, "wrong-form": 1}
+    return Row(name, "agent", "chat", good, [want("a1", said, *files)], faulty_mind2web, faults)
 
 
 # ---------------------------------------------------------------- elements of screens
@@ -257,14 +261,7 @@ ROWS = [
                 walk(
                     "Set an alarm",
                     PHONE_TOOL,
-                    (action(PHONE_TOOL, "open", 0, text="Clock"),),
-                    (action(PHONE_TOOL, "click", 1, coordinates=at(50, 150)),),
-                    (action(PHONE_TOOL, "long_press", 2, coordinates=at(270, 600), time=2),),
-                    (action(PHONE_TOOL, "swipe", 3, coordinates=at(135, 450, 135, 150)),),
-                    (action(PHONE_TOOL, "type", 4, text="7:30"),),
-                    (action(PHONE_TOOL, "system_button", 5, button="Back"),),
-                    (action(PHONE_TOOL, "wait", 6, time=2),),
-                    (action(PHONE_TOOL, "terminate", 7, status="success"),),
+                    *steps_of(PHONE_TOOL, ANDROID_CALLS),
                     words=("Do it.",) * 7,
                     schema=True,
                 ),
@@ -282,52 +279,15 @@ ROWS = [
         [
             want(
                 "e1",
-                walk(
-                    "Open the news",
-                    PHONE_TOOL,
-                    (action(PHONE_TOOL, "click", 0, coordinates=at(54, 300)),),
-                    (action(PHONE_TOOL, "swipe", 1, coordinates=at(135, 480, 135, 120)),),
-                    (action(PHONE_TOOL, "type", 2, text="news"),),
-                    (action(PHONE_TOOL, "system_button", 3, button="Enter"),),
-                    (action(PHONE_TOOL, "terminate", 4, status="failure"),),
-                    schema=True,
-                ),
+                walk("Open the news", PHONE_TOOL, *steps_of(PHONE_TOOL, AITW_CALLS), schema=True),
                 *seen(*(f"s{number}.png" for number in range(5))),
             )
         ],
         faulty_aitw,
         {"wrong-order": 1, "unmapped-action": 1, "bad-json": 1, "wrong-form": 1},
     ),
-    Row(
-        "mind2web",
-        "agent",
-        "chat",
-        mind2web,
-        [
-            want(
-                "a1",
-                walk("Book a table", DESK_TOOL, *web_calls(), schema=True),
-                *seen(*["s0.png"] * 5, size=(300, 200)),
-            )
-        ],
-        faulty_mind2web,
-        {"no-target": 1, "unmapped-action": 1, "wrong-form": 1},
-    ),
-    Row(
-        "mind2web-table",
-        "agent",
-        "chat",
-        mind2web_parquet,
-        [
-            want(
-                "a1",
-                walk("Book a table", DESK_TOOL, *web_calls(), schema=True),
-                *(f"screenshot 300x{200 + number}" for number in range(5)),
-            )
-        ],
-        faulty_mind2web,
-        {"no-target": 1, "unmapped-action": 1, "wrong-form": 1},
-    ),
+    of_mind2web("mind2web", mind2web, *seen(*["s0.png"] * 5, size=(300, 200))),
+    of_mind2web("mind2web-table", mind2web_parquet, *(f"screenshot 300x{200 + number}" for number in range(5))),
     Row(
         "uiautomator",
         "agent",
