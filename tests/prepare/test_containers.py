@@ -12,13 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.prepare import embedded
-from pipelines.prepare.describe import draft_to_json, inspect
 from pipelines.prepare.formats.rows import Bad, Draft
 from pipelines.prepare.ingest import prepare_data, source_uri
 from tests.prepare.builders import a_picture, a_recipe, a_source, write_lines
 from tests.prepare.test_text_formats import SHEEP, SWIFT, folder, good, rows_of, said
-from tests.prepare.through import Made, made, trained
-from trainer.data.sample import from_json
+from tests.prepare.through import made, trained
 from trainer.data.shards import ShardReader, Source
 from trainer.errors import DataError
 
@@ -158,25 +156,13 @@ def test_parquet_of_a_hub_with_pictures_in_its_columns(folder: Path):
     path = folder / "train.parquet"
     pq.write_table(pa.Table.from_pylist(rows, schema), path, row_group_size=2)
     drafts = rows_of("parquet", path)
-    found = _with_root(drafts, str(folder))
+    found = made(drafts, "instruction", media_root=str(folder))
     assert isinstance(found[3], Bad) and found[3].reason == "placeholder-without-media"
     assert found[3].where == f"{path}, row 3"
     sample, files = good(found[4])
     assert files == [png, jpg] and sample.id == "r4"
     assert said(sample) == [("user", [("image", 0), ("image", 1), "which?"]), ("assistant", ["the first"])]
     assert trained(sample, files, folder)[0].targets == "the first\n"
-
-
-def _with_root(drafts: list[Draft | Bad], root: str) -> list[Made | Bad]:
-    found: list[Made | Bad] = []
-    for row in drafts:
-        if isinstance(row, Bad):
-            found.append(row)
-            continue
-        text, files = inspect(draft_to_json(row, source="mine", kind="instruction", split="train", media_root=root))
-        answer = json.loads(text)
-        found.append(Bad(**answer["bad"]) if "bad" in answer else (from_json(answer["sample"]), list(files)))
-    return found
 
 
 def test_parquet_columns_of_bytes_of_one_picture_and_of_text(folder: Path):

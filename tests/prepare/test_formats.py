@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.prepare.describe import draft_to_json, inspect, missing_part
+from pipelines.prepare.describe import missing_part
 from pipelines.prepare.formats import FORMATS, reader
 from pipelines.prepare.formats.rows import Bad, Draft
 from tests.prepare.builders import a_caption, a_clip, a_picture, a_source, write_lines
-from trainer.data.sample import Box, Mask, Objects, Point, Sample, from_json
+from tests.prepare.through import made
+from trainer.data.sample import Box, Mask, Objects, Point, Sample
 from trainer.errors import DataError, RecipeError
 
 
@@ -25,14 +26,7 @@ def read(format: str, path: Path, **changes) -> list[Draft | Bad]:
 
 
 def samples(rows: list[Draft | Bad], kind: str) -> list[Sample | Bad]:
-    found: list[Sample | Bad] = []
-    for row in rows:
-        if isinstance(row, Bad):
-            found.append(row)
-            continue
-        answer = json.loads(inspect(draft_to_json(row, source="mine", kind=kind, split="train", media_root=""))[0])
-        found.append(Bad(**answer["bad"]) if "bad" in answer else from_json(answer["sample"]))
-    return found
+    return [row if isinstance(row, Bad) else row[0] for row in made(rows, kind)]
 
 
 def one(format: str, folder: Path, row: object, **changes) -> Sample | Bad:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from importlib import import_module
@@ -13,7 +14,7 @@ from pipelines.prepare.describe import draft_to_json, inspect
 from pipelines.prepare.formats.rows import Bad, Draft
 from tests.data.builders import a_source, a_tokenizer, counts_of, some_rules
 from trainer.data.encode import encode
-from trainer.data.layout import Fit, layout
+from trainer.data.layout import REASONS, Fit, Layout, Rules, layout
 from trainer.data.mixture import Order
 from trainer.data.plan import make_plan
 from trainer.data.sample import Sample, from_json
@@ -29,14 +30,14 @@ def read(format: str, path: Path, rendering: str = "chat") -> list[Draft | Bad]:
     return list(import_module(f"pipelines.prepare.formats.{format}").read(str(path), str(path.parent), source))
 
 
-def made(rows: list[Draft | Bad], kind: str) -> list[Made | Bad]:
+def made(rows: list[Draft | Bad], kind: str, *, media_root: str = "") -> list[Made | Bad]:
     """Samples with their files, as the ingest makes them."""
     found: list[Made | Bad] = []
     for row in rows:
         if isinstance(row, Bad):
             found.append(row)
             continue
-        text, files = inspect(draft_to_json(row, source="mine", kind=kind, split="train", media_root=""))
+        text, files = inspect(draft_to_json(row, source="mine", kind=kind, split="train", media_root=media_root))
         answer = json.loads(text)
         found.append(Bad(**answer["bad"]) if "bad" in answer else (from_json(answer["sample"]), list(files)))
     return found
@@ -46,6 +47,42 @@ def only(rows: list[Draft | Bad], kind: str) -> Made:
     """The one sample that is expected."""
     [found] = made(rows, kind)
     assert not isinstance(found, Bad), found
+    return found
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One variant of a sample."""
+
+    variant: int
+    laid: Layout
+    labels: list[int]
+    """Ids that the model learns to say."""
+
+
+def encoded(sample: Sample, files: Sequence[bytes], folder: Path, rules: Rules) -> list[Encoded] | str:
+    """Both variants, as a plan of one pass each lays them out and the loader encodes them; or the reason of the drop.
+
+    Each is what was stored, and as long as the plan says.
+    """
+    source = a_source(str(folder), [(sample, list(files))])
+    counts = counts_of(source, rules, "mine", sample.kind)
+    if (counts.drop >= 0).any():
+        [reason] = {REASONS[number] for number in counts.drop.ravel()}
+        return reason
+    once = Order(length=rules.length, patch_budget=rules.patch_budget, lanes=1, packs_per_step=1, seed=1, steps=8)
+    plan = make_plan([counts], once)
+    places = {place.variant: place for index in range(plan.num_packs) for place in plan.pack(index).places}
+    assert sorted(places) == [0, 1]
+    found = []
+    for variant, place in sorted(places.items()):
+        stored = source.sample(place.shard, place.row)
+        assert stored == sample
+        laid = layout(stored, variant, Fit(*plan.fits[place.fit]), rules)
+        arrays = encode(stored, laid, files, rules)
+        planned = (place.tokens, place.patches, place.targets)
+        assert (len(arrays.ids), len(arrays.patches), len(arrays.label_ids)) == planned
+        found.append(Encoded(variant, laid, arrays.label_ids.tolist()))
     return found
 
 
@@ -60,28 +97,15 @@ class Trained:
 
 
 def trained(sample: Sample, files: list[bytes], folder: Path, rendering: str = "chat", **rules: Any) -> list[Trained]:
-    """Both variants of a sample, as a plan of one pass each lays them out and the loader encodes them."""
-    chosen = some_rules(rendering, length=8192, patch_budget=16384, **rules)
-    source = a_source(str(folder / "shards"), [(sample, files)])
-    counts = counts_of(source, chosen, "mine", sample.kind)
-    plan = make_plan([counts], Order(length=8192, patch_budget=16384, lanes=1, packs_per_step=1, seed=1, steps=8))
-    places = {place.variant: place for index in range(plan.num_packs) for place in plan.pack(index).places}
-    assert sorted(places) == [0, 1]
+    """Both variants of a sample that is not dropped."""
+    ways = encoded(sample, files, folder / "shards", some_rules(rendering, length=8192, patch_budget=16384, **rules))
+    assert not isinstance(ways, str), ways
     found = []
-    for variant, place in sorted(places.items()):
-        stored = source.sample(place.shard, place.row)
-        assert stored == sample
-        laid = layout(stored, variant, Fit(*plan.fits[place.fit]), chosen)
-        arrays = encode(stored, laid, files, chosen)
-        assert (len(arrays.ids), len(arrays.patches), len(arrays.label_ids)) == (
-            place.tokens,
-            place.patches,
-            place.targets,
-        )
-        grids = [(span.grid.width, span.grid.height) for span in laid.spans if span.grid is not None]
-        text = a_tokenizer().decode(arrays.label_ids.tolist())
-        frames = [span.frames for span in laid.spans if span.kind == "video"]
-        found.append(Trained(variant, text.replace("<|im_end|>", "\n"), grids, frames))
+    for way in ways:
+        grids = [(span.grid.width, span.grid.height) for span in way.laid.spans if span.grid is not None]
+        text = a_tokenizer().decode(way.labels)
+        frames = [span.frames for span in way.laid.spans if span.kind == "video"]
+        found.append(Trained(way.variant, text.replace("<|im_end|>", "\n"), grids, frames))
     return found
 
 

@@ -17,12 +17,9 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
-from tests.data.builders import a_source, counts_of, some_rules
+from tests.data.builders import some_rules
 from tests.prepare.grounding.test_round_trip import family
-from trainer.data.encode import encode
-from trainer.data.layout import REASONS, Fit, layout
-from trainer.data.mixture import Order
-from trainer.data.plan import make_plan
+from tests.prepare.through import Encoded, encoded
 from trainer.data.sample import Action, Box, Mask, Media, Message, Objects, Point, Sample, Span, parts_of
 from trainer.data.tokenizer import Tokenizer
 from trainer.recipe import Rendering
@@ -73,34 +70,22 @@ def refused(sample: Sample, name: str) -> bool:
 
 
 def learnt(sample: Sample, files: Sequence[bytes], folder: Path, rendering: Rendering, name: str) -> list[Learnt] | str:
-    """Both variants, as a plan of one pass has them and the loader encodes them; or the reason of the drop."""
+    """Both variants; or the reason of the drop."""
     found, _ = family(name)
     plain = some_rules(rendering, length=LENGTH, patch_budget=PATCHES)
-    rules = replace(plain, family=found, tokenizer=tokenizer_of(name))
-    source = a_source(str(folder), [(sample, list(files))])
-    counts = counts_of(source, rules, "mine", sample.kind)
-    if (counts.drop >= 0).any():
-        [reason] = {REASONS[number] for number in counts.drop.ravel()}
-        return reason
-    plan = make_plan([counts], Order(length=LENGTH, patch_budget=PATCHES, lanes=1, packs_per_step=1, seed=1, steps=8))
-    places = {place.variant: place for index in range(plan.num_packs) for place in plan.pack(index).places}
-    assert sorted(places) == [0, 1]
-    ways = []
-    for variant, place in sorted(places.items()):
-        stored = source.sample(place.shard, place.row)
-        assert stored == sample
-        laid = layout(stored, variant, Fit(*plan.fits[place.fit]), rules)
-        arrays = encode(stored, laid, files, rules)
-        planned = (place.tokens, place.patches, place.targets)
-        assert (len(arrays.ids), len(arrays.patches), len(arrays.label_ids)) == planned
-        text = rules.tokenizer.decode(arrays.label_ids.tolist())
-        seen = [span for span in laid.spans if span.grid is not None]
-        sizes = {span.media: (span.grid.width, span.grid.height) for span in seen if span.grid is not None}
-        frames: dict[int, tuple[int, ...]] = {}
-        for span in seen:
+    tokenizer = tokenizer_of(name)
+    ways = encoded(sample, files, folder, replace(plain, family=found, tokenizer=tokenizer))
+    return ways if isinstance(ways, str) else [_learnt(way, tokenizer) for way in ways]
+
+
+def _learnt(way: Encoded, tokenizer: Tokenizer) -> Learnt:
+    sizes: dict[int, tuple[int, int]] = {}
+    frames: dict[int, tuple[int, ...]] = {}
+    for span in way.laid.spans:
+        if span.grid is not None:
+            sizes[span.media] = (span.grid.width, span.grid.height)
             frames[span.media] = (*frames.get(span.media, ()), *span.frames)
-        ways.append(Learnt(text, sizes, frames))
-    return ways
+    return Learnt(tokenizer.decode(way.labels), sizes, frames)
 
 
 # ---------------------------------------------------------------- what a sample says
