@@ -16,14 +16,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipelines.full_recipe import compile_to
-from tests import commands
+from tests import commands, tables
 from tests.k8s.golden import manifests
-from tests.models.table import with_table
+from tests.models import table as families
 from tests.prepare.way import systems
 from trainer.resolve import json_schema, load_recipe, resolved, shipped
 
 ROOT = Path(__file__).parents[1]
-README = "trainer/models/README.md"
 
 
 def as_json(value: object) -> str:
@@ -36,8 +35,9 @@ def wanted() -> Iterator[tuple[str, str]]:
         yield f"tests/golden/recipes/{name}.json", as_json(resolved(load_recipe(name)))
     yield "trainer/recipe.schema.json", as_json(json_schema())
     yield commands.REFERENCE, commands.reference()
-    yield README, with_table((ROOT / README).read_text(encoding="utf-8"))
-    yield systems.README, systems.with_systems((ROOT / systems.README).read_text(encoding="utf-8"))
+    for told in (families, systems):
+        text = (ROOT / told.README).read_text(encoding="utf-8")
+        yield told.README, tables.between(text, told.MARKS, told.table(), where=told.README)
     yield from manifests()
     yield "pipelines/full_recipe.yaml", compiled_pipeline()
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tests import tables
 from tests.models.measured import stored, told
 from trainer.models.family import FAMILIES
 
-BEGIN, END = "<!-- measured: make generated -->", "<!-- measured: end -->"
+README = "trainer/models/README.md"
+MARKS = ("<!-- measured: make generated -->", "<!-- measured: end -->")
 Figures = Mapping[str, Any]
 HEAD = (
     "family",
@@ -28,15 +30,6 @@ CHATS = ("two turns", "system", "tool", "empty answer", "letters")
 FAULTS = ("a frozen one asks for gradients", "a trained one asks for none", "forgotten by the optimizer")
 
 
-def with_table(readme: str) -> str:
-    """The README with the table of now between its marks; ValueError where it has none."""
-    before, mark, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not mark or not end:
-        raise ValueError(f"trainer/models/README.md lacks {BEGIN} ... {END}")
-    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
-
-
 def table() -> str:
     found = stored()
     names = [name for name in FAMILIES if name in found]
@@ -45,12 +38,7 @@ def table() -> str:
         ("7: in transformers' attention", *TRAPS[:-1], "in ours"),
         *((name, *(str(found[name].get("7", {}).get(trap, "not measured")) for trap in TRAPS)) for name in names),
     ]
-    return "\n\n".join("\n".join(_rows(rows)) for rows in (rules, traps))
-
-
-def _rows(rows: list[tuple[str, ...]]) -> list[str]:
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return [lines[0], f"| {' | '.join('---' for _ in rows[0])} |", *lines[1:]]
+    return "\n\n".join(map(tables.as_markdown, (rules, traps)))
 
 
 def _cell(rules: Mapping[str, Figures], number: int, name: str) -> str:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-BEGIN, END = "<!-- data systems: make generated -->", "<!-- data systems: end -->"
+from tests import tables
+
 README = "pipelines/prepare/README.md"
+MARKS = ("<!-- data systems: make generated -->", "<!-- data systems: end -->")
 HEAD = ("data system", "reader", "curation, making", "rendering", "in depth", "in the preview")
 
 
@@ -98,18 +100,8 @@ SYSTEMS = (
 )  # fmt: skip
 
 
-def with_systems(readme: str) -> str:
-    """The README with the table of now between its marks; ValueError where it has none."""
-    before, mark, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not mark or not end:
-        raise ValueError(f"{README} lacks {BEGIN} ... {END}")
-    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
-
-
 def table() -> str:
-    lines = [HEAD, tuple("---" for _ in HEAD), *(_cells(system) for system in SYSTEMS)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return tables.as_markdown([HEAD, *map(_cells, SYSTEMS)])
 
 
 def _cells(system: System) -> tuple[str, ...]:

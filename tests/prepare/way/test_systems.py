@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from pipelines.prepare.formats import FORMATS
+from tests import tables
 from tests.prepare.grounding.builders import a_picture_of, boxed, dot, masked, noise
 from tests.prepare.grounding.test_readers import DISC
 from tests.prepare.reasoning.builders import a_walk
 from tests.prepare.reasoning.builders import stored as stored_at
 from tests.prepare.way import page, tokens
-from tests.prepare.way.systems import BEGIN, README, SYSTEMS, System, table, with_systems
+from tests.prepare.way.systems import MARKS, README, SYSTEMS, System, table
 from tests.prepare.way.test_whole_way import ROWS
 from trainer.data.sample import Sample, to_json
 from trainer.models.family import FAMILIES
@@ -55,9 +56,11 @@ def names_in(file: Path) -> set[str]:
 
 def test_the_readme_has_the_table_of_now():
     text = (PREPARE.parents[1] / README).read_text(encoding="utf-8")
-    assert with_systems(text) == text and table().count("works: `way -k 'reader") >= 15
-    with pytest.raises(ValueError, match="lacks"):
-        with_systems(text.replace(BEGIN, ""))
+    assert tables.between(text, MARKS, table(), where=README) == text
+    assert table().count("works: `way -k 'reader") >= 15
+    for mark in MARKS:
+        with pytest.raises(ValueError, match=f"{README} lacks"):
+            tables.between(text.replace(mark, ""), MARKS, table(), where=README)
 
 
 # ---------------------------------------------------------------- the checks see faults
