@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -106,19 +109,54 @@ def test_a_name_first_seen_at_a_step_already_sent_still_arrives(client: tuple[An
     assert steps_sent(mlflow, again.run_id, "loss") == [4]
 
 
-def test_the_sender_process_sends_while_training_and_what_earlier_attempts_committed(tmp_path: Path) -> None:
+HELD = """
+import os, pathlib, time
+folder = pathlib.Path(os.environ["HELD_IN"])
+end = time.monotonic() + float(os.environ["HELD_S"])
+while not (folder / "go").exists() and time.monotonic() < end:
+    time.sleep(0.01)
+(folder / "went").touch()
+"""
+
+
+@contextlib.contextmanager
+def a_held_interpreter(folder: Path, monkeypatch: pytest.MonkeyPatch, limit_s: float = 60) -> Iterator[None]:
+    """Python programs that are started inside the block run nothing, not even an import, until it ends. A block that
+    waits for one goes on after the limit, and fails."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(HELD)
+    with monkeypatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+        patch.setenv("HELD_IN", str(folder))
+        patch.setenv("HELD_S", str(limit_s))
+        yield
+    assert not (folder / "went").exists(), "the block waited for what it started"
+    (folder / "go").touch()
+
+
+def test_a_block_that_waits_for_what_it_started_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        pytest.raises(AssertionError, match="waited for what it started"),
+        a_held_interpreter(tmp_path / "held", monkeypatch, limit_s=0.1),
+    ):
+        subprocess.run([sys.executable, "-c", "pass"], check=True)
+
+
+def test_the_sender_process_sends_while_training_and_what_earlier_attempts_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from mlflow.tracking import MlflowClient
 
     a_committed_history(tmp_path, [Row(step, 1.0, {"loss": 1.0}) for step in (1, 2)])
     spec = a_spec(tmp_path, attempt=2, from_step=2)
     metrics = Metrics(spec.metrics_path)
-    began = time.monotonic()
-    sender = tracking.start(spec)
-    assert sender is not None
-    assert time.monotonic() - began < 3.0  # nothing is waited for: importing mlflow alone takes longer
-    for step in (3, 4):
-        metrics.log(step, {"loss": 0.5, "bad": float("nan")})
-    assert sender.finish(freeze_table=[{"group": "llm", "state": "trained"}], timeout_s=90)
+    with a_held_interpreter(tmp_path / "held", monkeypatch):
+        sender = tracking.start(spec)
+        assert sender is not None
+        for step in (3, 4):
+            metrics.log(step, {"loss": 0.5, "bad": float("nan")})
+    assert sender.finish(freeze_table=[{"group": "llm", "state": "trained"}], timeout_s=300)  # bounds a hang
+    assert (tmp_path / "held/went").exists(), "it was the sender that was held"
     mlflow = MlflowClient(spec.uri)
     run = tracking.run_id(spec.stage_uri)
     assert run is not None
