@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pipelines.prepare import swap
-from tests.state.weed import BUCKET, program, s3_server
+from tests.state.weed import s3
 from trainer import storage
 from trainer.errors import StorageError, UsageError
 
-
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    if program() is None:
-        pytest.skip("SeaweedFS (dev extra) is not installed")
-    with s3_server(tmp_path_factory.mktemp("weed")):
-        yield f"s3://{BUCKET}"
+__all__ = ["s3"]  # the fixture
 
 
 @pytest.fixture(params=["folder", "s3"])

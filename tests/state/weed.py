@@ -12,6 +12,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from trainer.warm import die_with_parent
 
 BUCKET = "runs"
@@ -49,6 +51,13 @@ def arguments(weed: str, folder: Path, host: str, ports: dict[str, int]) -> list
 @contextlib.contextmanager
 def s3_server(folder: Path, host: str = "127.0.0.1") -> Iterator[dict[str, str]]:
     """A server with one bucket at an address of this machine; the environment that makes trainer/storage.py use it."""
+    with s3_process(folder, host) as (env, _):
+        yield env
+
+
+@contextlib.contextmanager
+def s3_process(folder: Path, host: str = "127.0.0.1") -> Iterator[tuple[dict[str, str], subprocess.Popen[bytes]]]:
+    """s3_server with its process, to be stopped or killed."""
     import fsspec
     import s3fs
 
@@ -87,7 +96,7 @@ def s3_server(folder: Path, host: str = "127.0.0.1") -> Iterator[dict[str, str]]
                 assert process.poll() is None, (folder / "weed.log").read_text()[-2000:]
                 assert time.monotonic() < end, (folder / "weed.log").read_text()[-2000:]
                 time.sleep(0.3)
-        yield env
+        yield env, process
     finally:
         process.kill()
         process.wait()
@@ -101,3 +110,12 @@ def _low_port(host: str) -> int:
         port = _free_port(host)
         if port < 55000:
             return port
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of the bucket of a server for the tests of a module that imports this."""
+    if program() is None:
+        pytest.skip("SeaweedFS (dev extra) is not installed")
+    with s3_server(tmp_path_factory.mktemp("weed")):
+        yield f"s3://{BUCKET}"
