@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from tests.models.builders import LENGTH, Built, far
+from tests.step.builders import loss_and_gradients
 from trainer.models import freeze
-from trainer.step.packed import PackedModel, place
+from trainer.step.packed import PackedModel
 
 LOSS, GRADIENT = 1e-5, 1e-4
 GROUPS = ("vision", "merger", "llm")
@@ -37,20 +38,9 @@ def trainable(built: Built) -> PackedModel:
 
 
 def run(built: Built, batches: Iterable[Any]) -> tuple[float, dict[str, torch.Tensor]]:
-    """(loss, gradients flattened by module group) summed over batches."""
-    model = trainable(built)
-    model.zero_grad()
-    total = 0.0
-    for batch in batches:
-        loss, _ = model(place(batch, model, "cpu"))
-        loss.backward()
-        total += float(loss.detach())
-    groups: dict[str, list[torch.Tensor]] = {group: [] for group in GROUPS}
-    for name, parameter in model.model.named_parameters():
-        if parameter.requires_grad:
-            assert parameter.grad is not None, f"{name} got no gradient"
-            groups[built.family.group_of(name)].append(parameter.grad.flatten().clone())
-    return total, {group: torch.cat(found) for group, found in groups.items()}
+    total, gradients = loss_and_gradients(trainable(built), built.family, batches)
+    assert set(gradients) == set(GROUPS)
+    return total, gradients
 
 
 def packing_errors(built: Built) -> dict[str, float]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 
 from trainer.models.family import Family, load_family
+from trainer.step import packed
+from trainer.step.packed import PackedModel
 
 VOCAB = 320
 IMAGE, VIDEO, START, END, EOS = 301, 302, 303, 304, 300
@@ -154,3 +158,26 @@ def a_batch(sequences: list[Sequence], *, length: int = 0, isolated: bool = True
         visual_index=np.flatnonzero(np.isin(ids, (IMAGE, VIDEO))),
         sample_ids=tuple(item.name for item in sequences),
     )
+
+
+def gradients_of(model: PackedModel, family: Family) -> dict[str, torch.Tensor]:
+    """Flattened gradients per module group; every parameter that is trained has one."""
+    groups: dict[str, list[torch.Tensor]] = {}
+    for name, parameter in model.model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, f"{name} got no gradient"
+            groups.setdefault(family.group_of(name), []).append(parameter.grad.flatten())
+    return {group: torch.cat(found) for group, found in groups.items()}
+
+
+def loss_and_gradients(
+    model: PackedModel, family: Family, batches: Iterable[Any]
+) -> tuple[float, dict[str, torch.Tensor]]:
+    """Both summed over batches."""
+    model.zero_grad()
+    total = 0.0
+    for batch in batches:
+        loss, _ = model(packed.place(batch, model, "cpu"))
+        loss.backward()
+        total += float(loss.detach())
+    return total, gradients_of(model, family)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.step.builders import a_batch, a_config, a_family, a_sequence
+from tests.step.builders import a_batch, a_config, a_family, a_sequence, gradients_of, loss_and_gradients
 from trainer.models.qwen2_5_vl_model import PARTS as parts
 from trainer.step.packed import PackedModel, place
 
@@ -31,23 +31,8 @@ def a_packed_model(seed: int = 0) -> PackedModel:
     return PackedModel(model, parts, mean=family.image_mean, std=family.image_std)
 
 
-def gradients(model: PackedModel) -> dict[str, torch.Tensor]:
-    """Flattened gradients per module group."""
-    groups: dict[str, list[torch.Tensor]] = {}
-    for name, parameter in model.model.named_parameters():
-        assert parameter.grad is not None, f"{name} got no gradient"
-        groups.setdefault(a_family().group_of(name), []).append(parameter.grad.flatten())
-    return {group: torch.cat(found) for group, found in groups.items()}
-
-
 def run(model: PackedModel, batches: list[Any]) -> tuple[float, dict[str, torch.Tensor]]:
-    model.zero_grad()
-    total = 0.0
-    for batch in batches:
-        loss, _ = model(place(batch, model, "cpu"))
-        loss.backward()
-        total += float(loss.detach())
-    return total, gradients(model)
+    return loss_and_gradients(model, a_family(), batches)
 
 
 def far(got: torch.Tensor, want: torch.Tensor) -> float:
@@ -95,7 +80,7 @@ def test_it_is_what_transformers_own_model_gives() -> None:
     for (name, mine), (_, theirs) in zip(model.model.named_parameters(), reference.named_parameters(), strict=True):
         mine.grad = theirs.grad
         assert theirs.grad is not None or "visual" in name
-    for group, grad in gradients(model).items():
+    for group, grad in gradients_of(model, a_family()).items():
         assert far(got_grads[group], grad) < 1e-4, group  # measured 2e-6
 
 
