@@ -94,6 +94,14 @@ def test_qwen_vls_defaults_are_those_of_its_class() -> None:
     assert QwenVL.from_config(left_out).shape().text_width == 4096
 
 
+@pytest.mark.parametrize(("other", "got"), [("gpt2", "gpt2"), (None, "nothing"), (..., "nothing")])
+@pytest.mark.parametrize("name", MODULES)
+def test_the_config_of_another_model_is_refused(name: str, other: Any, got: str) -> None:
+    own = MODULES[name].config()["model_type"]
+    with pytest.raises(ModelError, match=rf"of another model\n  where: model_type\n  expected: {own}\n  got: {got}"):
+        load_family(name, changed(name, model_type=other))
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_null_sections_are_left_out_sections(name: str) -> None:
     if name == "qwen_vl":

@@ -16,6 +16,16 @@ from trainer.errors import ModelError
 KINDS = {int: "a whole number above 0", float: "a number above 0", tuple: "a list of whole numbers"}
 
 
+def check_model_type(config: Mapping[str, Any], expected: str) -> None:
+    """
+    Raises:
+        ModelError: the config is of another model.
+    """
+    if (found := config.get("model_type")) != expected:
+        got = "nothing" if found is None else found
+        raise ModelError("the config is of another model", where="model_type", expected=expected, got=got)
+
+
 def section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     """A copy of config[name]; empty where it is left out or null, which transformers takes for the same.
 

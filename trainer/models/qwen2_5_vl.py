@@ -15,6 +15,7 @@ from trainer.data.coordinates import Convention
 from trainer.data.objects import JsonObjects, ObjectStyle
 from trainer.errors import ModelError, RecipeError
 from trainer.flops import Shape
+from trainer.models import fields
 from trainer.models.released import Released
 
 DEFAULT_TOKENS_PER_SECOND = 4
@@ -70,9 +71,7 @@ class Qwen25VL(Released):
             raise RecipeError(
                 [("model.tokens_per_second", f"{tokens_per_second} is not whole, which transformers' config demands")]
             )
-        found = config.get("model_type")
-        if found != cls.model_type:
-            raise ModelError("the config is of another model", where="model_type", expected=cls.model_type, got=found)
+        fields.check_model_type(config, cls.model_type)
         family = cls(config, tokens_per_second)
         family.shape()  # what is missing shows here, before a device is held
         return family

@@ -13,8 +13,9 @@ from typing import Any
 
 from trainer.data.coordinates import Convention
 from trainer.data.objects import ObjectStyle, TaggedObjects
-from trainer.errors import ModelError, RecipeError
+from trainer.errors import RecipeError
 from trainer.flops import Shape
+from trainer.models import fields
 from trainer.models.released import Released
 
 VISION_DEFAULTS = {"depth": 32, "embed_dim": 1280, "num_heads": 16, "mlp_ratio": 4, "hidden_size": 3584}
@@ -42,9 +43,7 @@ class Qwen2VL(Released):
             raise RecipeError(
                 [("model.tokens_per_second", "Qwen2-VL's temporal ids count grid rows, not time: leave it out")]
             )
-        found = config.get("model_type")
-        if found != cls.model_type:
-            raise ModelError("the config is of another model", where="model_type", expected=cls.model_type, got=found)
+        fields.check_model_type(config, cls.model_type)
         family = cls(config)
         family.shape()  # what is missing shows here, before a device is held
         return family

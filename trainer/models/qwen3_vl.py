@@ -21,6 +21,7 @@ from trainer.data.objects import JsonObjects
 from trainer.data.pieces import Piece, Shown, Turn
 from trainer.errors import ModelError, RecipeError
 from trainer.flops import Shape
+from trainer.models import fields
 from trainer.models.family import AspectError, Grid, Group
 from trainer.models.native import MAX_ASPECT
 from trainer.models.released import Released
@@ -153,9 +154,7 @@ class Qwen3VL(Released):
         rate of temporal ids."""
         if tokens_per_second is not None:
             raise RecipeError([("model.tokens_per_second", "Qwen3-VL writes times as text, not as ids: leave it out")])
-        found = config.get("model_type")
-        if found != cls.model_type:
-            raise ModelError("the config is of another model", where="model_type", expected=cls.model_type, got=found)
+        fields.check_model_type(config, cls.model_type)
         flat = [name for name in ("hidden_size", "num_hidden_layers") if name in config]
         if flat and not config.get("text_config"):
             raise ModelError(

@@ -130,9 +130,7 @@ class QwenVL(Buildable):
         whose sizes are missing, RecipeError for a number of temporal ids a second: there is no video."""
         if tokens_per_second is not None:
             raise RecipeError([("model.tokens_per_second", "Qwen-VL has no temporal positions: leave it out (null)")])
-        found = config.get("model_type")
-        if found != cls.model_type:
-            raise ModelError("the config is of another model", where="model_type", expected=cls.model_type, got=found)
+        fields.check_model_type(config, cls.model_type)
         visual = config.get("visual")
         if not isinstance(visual, Mapping):
             raise ModelError("a Qwen without a vision tower", where="visual", expected="its sizes", got=visual)

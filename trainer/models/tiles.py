@@ -132,9 +132,7 @@ class Tiles(Buildable):
         """
         if tokens_per_second is not None:
             raise RecipeError([("model.tokens_per_second", f"{cls.name} reads no videos: leave it out")])
-        found = config.get("model_type")
-        if found != cls.model_type:
-            raise ModelError("the config is of another model", where="model_type", expected=cls.model_type, got=found)
+        fields.check_model_type(config, cls.model_type)
         return cls(config)
 
     # ---------------------------------------------------------------- media
