@@ -76,7 +76,7 @@ test-extended: $(STAMP) ## every family on ranks, its recipe; own data; Ray, kil
 	$(BIN)/python -m pytest -m 'extended and not long' tests/models tests/prepare tests/integration tests/test_bench.py
 
 test-cluster: $(STAMP) ## stages on a real Kubernetes of our own, or on KUBECONFIG's: make test-cluster [PYTEST_ARGS="-k queue"]
-	@[ -n "$$KUBECONFIG" ] || $(BIN)/python -m tests.cluster doctor --strict
+	@[ -n "$${KUBECONFIG:-}" ] || $(BIN)/python -m tests.cluster doctor --strict
 ifdef PYTEST_ARGS
 	$(BIN)/python -m pytest -m cluster tests/cluster $(PYTEST_ARGS)
 else
@@ -89,7 +89,7 @@ test-cluster-full: ## the same with every control, and a minute without an API s
 
 test-kfp: export QWENVL_TEST_CLUSTER ?= kfp
 test-kfp: $(STAMP) ## the tiny recipe on a real Kubeflow Pipelines of our own, or on KFP_ENDPOINT's (tests/kfp/README.md)
-	@[ -n "$$KFP_ENDPOINT" ] || $(BIN)/python -m tests.kfp doctor --strict
+	@[ -n "$${KFP_ENDPOINT:-}" ] || $(BIN)/python -m tests.kfp doctor --strict
 	$(BIN)/python -m pytest -m kfp tests/kfp $(PYTEST_ARGS)
 
 cluster-up: $(STAMP) ## our own Kubernetes, kept until cluster-down: python -m tests.cluster kubectl ... talks to it
