@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from datetime import UTC, datetime
@@ -24,7 +25,8 @@ ON = {"step_s": 0.5, "commit_every": 2}
 """Until it is told to end."""
 CALLS_A_MINUTE = 10
 LAUNCHER_BYTES = 150 << 20
-QUIET_S = 60.0
+QUIET_S = float(os.environ.get("TEST_QUIET_S", 60.0))
+"""A gigabyte of log takes some 20 minutes."""
 
 
 @pytest.mark.parametrize(
@@ -146,6 +148,6 @@ def test_a_quiet_stage_costs_few_calls_and_its_launcher_little_memory(bench: Ben
         peak = next(line for line in Path(f"/proc/{process.pid}/status").read_text().splitlines() if "VmHWM" in line)
     calls = [f"{one['verb']} {one['requestURI']}" for one in events]
     print(f"{len(calls)} calls in {QUIET_S:.0f} s, {shown >> 20} MiB shown; {peak}")
-    assert len(calls) <= CALLS_A_MINUTE, calls
-    assert shown > 20 << 20, "the log was followed meanwhile"
+    assert len(calls) <= CALLS_A_MINUTE * QUIET_S / 60, calls
+    assert shown > QUIET_S / 3 * 2**20, "the log was followed meanwhile"
     assert int(peak.split()[1]) << 10 <= LAUNCHER_BYTES, peak
