@@ -101,30 +101,39 @@ def test_columns_are_read_one_after_the_other_between_what_crosses_them():
 # ---------------------------------------------------------------- typed blocks
 
 
+GRID = "<table class='t'><tr><td colspan=2>A &amp; B</td></tr><tr><td>1</td><td>2</td></tr></table>"
+CLEAN = '<table><tr><td colspan="2">A &amp; B</td></tr><tr><td>1</td><td>2</td></tr></table>'
+TYPED = (
+    {"type": "Title", "bbox": [10, 10, 290, 40], "text": "Tea & <coffee>"},
+    {"type": "list-item", "bbox": [20, 50, 200, 65], "text": "one"},
+    {"type": "list-item", "bbox": [20, 70, 220, 85], "text": "two"},
+    {"type": "table", "bbox": [10, 100, 290, 160], "html": GRID},
+)
+TYPED_TOLD = (
+    ("h1", (10, 10, 290, 40), "Tea & <coffee>"),
+    ("li", (20, 50, 200, 65), "one"),
+    ("li", (20, 70, 220, 85), "two"),
+    ("table", (10, 100, 290, 160), CLEAN),
+)
+"""As `told` says it."""
+
+
 def test_typed_blocks_become_lists_tables_and_pictures(tmp_path: Path):
     (tmp_path / "page.png").write_bytes(a_picture(300, 400))
-    grid = "<table class='t'><tr><td colspan=2>A &amp; B</td></tr><tr><td>1</td><td>2</td></tr></table>"
     listed = [
-        {"type": "Title", "bbox": [10, 10, 290, 40], "text": "Tea & <coffee>"},
-        {"type": "list-item", "bbox": [20, 50, 200, 65], "text": "one"},
-        {"type": "list-item", "bbox": [20, 70, 220, 85], "text": "two"},
-        {"type": "table", "bbox": [10, 100, 290, 160], "html": grid},
+        *TYPED,
         {"type": "music sheet", "bbox": [10, 170, 290, 220], "text": "X:1\nK:C\nCDE|"},
         {"type": "chemical formula", "bbox": [10, 230, 100, 280], "text": "CC(=O)O"},
-        {"type": "chart", "bbox": [10, 290, 290, 390], "html": grid},
+        {"type": "chart", "bbox": [10, 290, 290, 390], "html": GRID},
     ]
     row = {"id": "p", "image": "page.png", "width": 150, "height": 200, "blocks": listed}
     half = {**row, "blocks": [{**block, "bbox": [value / 2 for value in block["bbox"]]} for block in listed]}
     sample, files = only(read("layout", write_lines(tmp_path / "rows.jsonl", [half])), "document")
-    clean = '<table><tr><td colspan="2">A &amp; B</td></tr><tr><td>1</td><td>2</td></tr></table>'
     assert told(sample) == [
-        ("h1", (10, 10, 290, 40), "Tea & <coffee>"),
-        ("li", (20, 50, 200, 65), "one"),
-        ("li", (20, 70, 220, 85), "two"),
-        ("table", (10, 100, 290, 160), clean),
+        *TYPED_TOLD,
         ("music sheet", (10, 170, 290, 220), "X:1\nK:C\nCDE|"),
         ("chemical formula", (10, 230, 100, 280), "CC(=O)O"),
-        ("chart", (10, 290, 290, 390), clean),
+        ("chart", (10, 290, 290, 390), CLEAN),
     ]
     for page in learnt(sample, files, tmp_path):
         assert [(tag.name, tag.kind) for tag in page[3:]] == [

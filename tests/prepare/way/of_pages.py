@@ -12,7 +12,17 @@ from typing import Any
 from pipelines.prepare.corpus.synthetic import Part, Style, pages_of, row, score_part
 from tests.prepare.builders import a_picture, write_lines
 from tests.prepare.music import FIRST, note, score
-from tests.prepare.test_page_formats import CELLS, HOCR, PAGE, TWO_COLUMNS, TWO_COLUMNS_SAY, a_pdf, doclaynet
+from tests.prepare.test_page_formats import (
+    CELLS,
+    HOCR,
+    PAGE,
+    TWO_COLUMNS,
+    TWO_COLUMNS_SAY,
+    TYPED,
+    TYPED_TOLD,
+    a_pdf,
+    doclaynet,
+)
 from tests.prepare.test_synthetic import BARS, WORDS
 from tests.prepare.way import of_text
 from tests.prepare.way.row import IMAGE, Row, block, objects, want
@@ -27,13 +37,8 @@ def page(identity: str, of: str, *blocks: tuple) -> dict[str, Any]:
 
 # ---------------------------------------------------------------- layouts
 
-GRID = "<table class='t'><tr><td colspan=2>A &amp; B</td></tr><tr><td>1</td><td>2</td></tr></table>"
-CLEAN = '<table><tr><td colspan="2">A &amp; B</td></tr><tr><td>1</td><td>2</td></tr></table>'
 BLOCKS = [
-    {"type": "Title", "bbox": [10, 10, 290, 40], "text": "Tea & <coffee>"},
-    {"type": "list-item", "bbox": [20, 50, 200, 65], "text": "one"},
-    {"type": "list-item", "bbox": [20, 70, 220, 85], "text": "two"},
-    {"type": "table", "bbox": [10, 100, 290, 160], "html": GRID},
+    *TYPED,
     {"type": "picture", "bbox": [10, 170, 290, 220], "text": "A red field."},
     {"type": "text", "bbox": [10, 230, 100, 280], "text": "The end."},
 ]
@@ -134,10 +139,7 @@ FILES = [
             page(
                 "p",
                 "page.png 300x400",
-                block("h1", 10, 10, 290, 40, content="Tea & <coffee>"),
-                block("li", 20, 50, 200, 65, content="one"),
-                block("li", 20, 70, 220, 85, content="two"),
-                block("table", 10, 100, 290, 160, content=CLEAN),
+                *(block(role, *xyxy, content=content) for role, xyxy, content in TYPED_TOLD),
                 block("image caption", 10, 170, 290, 220, content="A red field."),
                 block("p", 10, 230, 100, 280, content="The end."),
             )
