@@ -137,7 +137,7 @@ def test_show_gives_a_resolved_recipe_that_is_itself_a_recipe(
 def asked_elsewhere(*words: str, tries: int = 5, **env: str) -> tuple[int, str]:
     """Exit code and what is said on a machine without credentials but those in `env`."""
     script = (
-        f"import sys; from trainer import storage; storage.NUM_TRIES = {tries};"
+        f"import sys; from trainer import storage, tries; storage.NUM_TRIES = tries.S3_TRIES = {tries};"
         "from pipelines.cli.main import main; sys.exit(main())"
     )
     kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
@@ -162,7 +162,7 @@ def test_s3_without_credentials_is_one_message_that_says_what_to_set(words: tupl
 
 
 def test_an_s3_that_does_not_answer_is_one_message_that_names_its_address() -> None:
-    keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_MAX_ATTEMPTS": "1"}
+    keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
     env = {**keys, "AWS_ENDPOINT_URL": "http://127.0.0.1:1"}
     code, told = asked_elsewhere("recipe", "check", "s3://b/x.yaml", tries=1, **env)
     assert code == StorageError.code

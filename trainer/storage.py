@@ -15,7 +15,6 @@ import contextlib
 import hashlib
 import json
 import os
-import random
 import shutil
 import time
 import uuid
@@ -25,29 +24,17 @@ from typing import Any, TypeVar
 
 import fsspec
 
+from trainer import tries
 from trainer.errors import StorageError, UsageError, remedy
 
 T = TypeVar("T")
 Buffer = bytes | bytearray | memoryview
 
 NUM_TRIES = 5
-FIRST_WAIT_S = 0.2
-MAX_WAIT_S = 5.0
+"""Of a call, whatever it failed of; a request of S3 has tries of its own (trainer/tries.py) and is then given up."""
 PART_BYTES = 50 * 1024**2
 HASH_BYTES = 8 * 1024**2
 LOCAL_SCHEMES = ("file://", "local://")
-
-S3_OPTIONS: dict[str, Any] = {
-    "use_listings_cache": False,  # other processes write beside us
-    "skip_instance_cache": False,
-    "config_kwargs": {
-        # Several S3 servers refuse boto3's default trailing checksums; every byte is verified by sha256 here anyway.
-        "request_checksum_calculation": "when_required",
-        "response_checksum_validation": "when_required",
-        "connect_timeout": 10,
-        "read_timeout": 60,
-    },
-}
 
 
 # ---------------------------------------------------------------- names
@@ -76,9 +63,9 @@ def local_path(uri: str) -> str | None:
 
 def _remote(uri: str) -> tuple[Any, str]:
     scheme, rest = uri.split("://", 1)
-    options = S3_OPTIONS if scheme in ("s3", "s3a") else {}
     try:
-        filesystem = fsspec.filesystem(scheme, **options)
+        on_s3 = scheme in ("s3", "s3a")
+        filesystem = tries.s3_class()(**tries.S3_OPTIONS) if on_s3 else fsspec.filesystem(scheme)
     except (ValueError, ImportError) as error:
         expected = "a path, s3://, https:// or another address that fsspec and an installed package know"
         raise UsageError("no such kind of storage", where=uri, expected=expected, got=str(error)) from None
@@ -89,47 +76,44 @@ def _retried(call: Callable[[], T], uri: str, doing: str) -> T:
     """Run `call`, trying again with growing waits on anything that may pass.
 
     Raises:
-        StorageError: after NUM_TRIES, or at once when access is refused.
+        StorageError: after NUM_TRIES, when the caller's patience (trainer/tries.py) is over, or at once when access is
+            refused.
     """
-    last: BaseException | None = None
-    for turn in range(NUM_TRIES):
-        if turn:
-            time.sleep(min(MAX_WAIT_S, FIRST_WAIT_S * 2 ** (turn - 1)) * (0.5 + random.random()))
-        try:
-            return call()
-        except (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError):
-            raise
-        except PermissionError as error:
-            raise StorageError(
-                f"storage refused to {doing}",
-                where=uri,
-                got=_told(error),
-                do="check the credentials and the bucket's policy",
-            ) from error
-        except Exception as error:  # each client library has its own tree; all of them end up here
-            if _s3_code(error) in ("PreconditionFailed", "412"):
-                raise FileExistsError(uri) from None
-            if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"):
-                do = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-                raise StorageError(f"no credentials to {doing}", where=uri, got=_told(error), do=do) from error
-            last = error
-    raise StorageError(
-        f"storage did not {doing} in {NUM_TRIES} tries",
+    with tries.one_call():
+        for turn in range(1, NUM_TRIES + 1):
+            try:
+                return call()
+            except (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError):
+                raise
+            except PermissionError as error:
+                raise StorageError(
+                    f"storage refused to {doing}",
+                    where=uri,
+                    got=_told(error),
+                    do="check the credentials and the bucket's policy",
+                ) from error
+            except Exception as error:  # each client library has its own tree; all of them end up here
+                if tries.s3_code(error) in ("PreconditionFailed", "412"):
+                    raise FileExistsError(uri) from None
+                if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"):
+                    do = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+                    raise StorageError(f"no credentials to {doing}", where=uri, got=_told(error), do=do) from error
+                pause = tries.pause_s(turn)
+                if isinstance(error, tries.GivenUp) or turn == NUM_TRIES or not tries.time_left(pause):
+                    raise _gave_up(error, turn, uri, doing) from error
+            time.sleep(pause)
+    raise AssertionError("not reached")
+
+
+def _gave_up(error: BaseException, turns: int, uri: str, doing: str) -> StorageError:
+    if isinstance(error, tries.GivenUp):
+        (turns,), error = error.args, error.__cause__ or error
+    return StorageError(
+        f"storage did not {doing} in {turns} {'try' if turns == 1 else 'tries'}",
         where=uri,
-        got=_told(last),
+        got=_told(error),
         do="check the address, and AWS_ENDPOINT_URL where the storage is not Amazon's",
-    ) from last
-
-
-def _s3_code(error: BaseException | None) -> str | None:
-    """S3's own name of an error, which s3fs keeps as the cause (it has no errno of its own for a failed
-    If-None-Match)."""
-    while error is not None:
-        response = getattr(error, "response", None)
-        if isinstance(response, dict):
-            return str(response.get("Error", {}).get("Code"))
-        error = error.__cause__
-    return None
+    )
 
 
 def _told(error: BaseException | None) -> str:
@@ -160,8 +144,8 @@ def read_bytes(uri: str, start: int | None = None, stop: int | None = None) -> b
         return _local(lambda: _read_range(path, start, stop), uri, "read")
     fs, key = _remote(uri)
     if start is None and stop is None:
-        return _retried(lambda: fs.cat_file(key), uri, "read")
-    return _retried(lambda: fs.cat_file(key, start=start, end=stop), uri, "read")
+        return _retried(lambda: fs.cat_file(key, **tries.limit(fs)), uri, "read")
+    return _retried(lambda: fs.cat_file(key, start=start, end=stop, **tries.limit(fs)), uri, "read")
 
 
 def _read_range(path: str, start: int | None, stop: int | None) -> bytes:
@@ -179,7 +163,7 @@ def exists(uri: str) -> bool:
     if path is not None:
         return os.path.exists(path)
     fs, key = _remote(uri)
-    return _retried(lambda: fs.exists(key), uri, "look up")
+    return _retried(lambda: fs.exists(key, **tries.limit(fs)), uri, "look up")
 
 
 def size(uri: str) -> int:
@@ -192,7 +176,7 @@ def size(uri: str) -> int:
     if path is not None:
         return _local(lambda: os.stat(path).st_size, uri, "look up")
     fs, key = _remote(uri)
-    return int(_retried(lambda: fs.info(key)["size"], uri, "look up"))
+    return int(_retried(lambda: fs.info(key, **tries.limit(fs))["size"], uri, "look up"))
 
 
 def list_dir(uri: str) -> list[str]:
@@ -206,7 +190,7 @@ def list_dir(uri: str) -> list[str]:
     def call() -> list[str]:
         fs, key = _remote(uri)
         try:
-            found = fs.ls(key, detail=False, refresh=True)
+            found = fs.ls(key, detail=False, refresh=True, **tries.limit(fs))
         except FileNotFoundError:
             return []
         names = {name.rstrip("/").rsplit("/", 1)[1] for name in found if name.rstrip("/") != key} - {""}
@@ -225,7 +209,7 @@ def matching(pattern: str) -> list[str]:
 
     def call() -> list[str]:
         fs, key = _remote(pattern)
-        return sorted(name if "://" in name else f"{scheme}://{name}" for name in fs.glob(key))
+        return sorted(name if "://" in name else f"{scheme}://{name}" for name in fs.glob(key, **tries.limit(fs)))
 
     return _retried(call, pattern, "list")
 
@@ -268,7 +252,7 @@ def write_bytes(uri: str, data: Buffer) -> None:
         _local(call, uri, "write")
         return
     fs, key = _remote(uri)
-    _retried(lambda: fs.pipe_file(key, _body(data), chunksize=PART_BYTES), uri, "write")
+    _retried(lambda: fs.pipe_file(key, _body(data), chunksize=PART_BYTES, **tries.limit(fs)), uri, "write")
 
 
 def write_json(uri: str, value: Any) -> None:
@@ -307,7 +291,9 @@ def create_once(uri: str, data: Buffer) -> bool:
                 "this storage cannot create an object only once", where=uri, expected="a folder or s3://"
             )
         attempt = lambda: _retried(  # noqa: E731
-            lambda: fs.pipe_file(key, _body(data), mode="create", chunksize=PART_BYTES), uri, "create"
+            lambda: fs.pipe_file(key, _body(data), mode="create", chunksize=PART_BYTES, **tries.limit(fs)),
+            uri,
+            "create",
         )
     try:
         attempt()
@@ -350,7 +336,7 @@ def upload_file(local: str, uri: str) -> None:
         _local(call, uri, "write")
         return
     fs, key = _remote(uri)
-    _retried(lambda: fs.put_file(local, key, chunksize=PART_BYTES), uri, "write")
+    _retried(lambda: fs.put_file(local, key, chunksize=PART_BYTES, **tries.limit(fs)), uri, "write")
 
 
 def download_file(uri: str, local: str) -> None:
@@ -365,7 +351,7 @@ def download_file(uri: str, local: str) -> None:
             _local(lambda: shutil.copyfile(path, temporary), uri, "read")
         else:
             fs, key = _remote(uri)
-            _retried(lambda: fs.get_file(key, temporary), uri, "read")
+            _retried(lambda: fs.get_file(key, temporary, **tries.limit(fs)), uri, "read")
         os.replace(temporary, local)
 
 
@@ -387,7 +373,7 @@ def move(uri: str, to: str) -> None:
         _local(call, uri, "move")
         return
     fs, key = _remote(uri)
-    _retried(lambda: fs.cp_file(key, _remote(to)[1]), uri, "copy")
+    _retried(lambda: fs.cp_file(key, _remote(to)[1], **tries.limit(fs)), uri, "copy")
     remove(uri)
 
 
@@ -399,7 +385,7 @@ def remove(uri: str) -> None:
             _local(lambda: os.unlink(path), uri, "remove")
             return
         fs, key = _remote(uri)
-        _retried(lambda: fs.rm_file(key), uri, "remove")
+        _retried(lambda: fs.rm_file(key, **tries.limit(fs)), uri, "remove")
 
 
 def remove_tree(uri: str) -> None:
@@ -412,7 +398,7 @@ def remove_tree(uri: str) -> None:
     assert uri.split("://", 1)[1].strip("/").count("/") >= 1, f"refusing to empty a whole bucket: {uri}"
     fs, key = _remote(uri)
     with contextlib.suppress(FileNotFoundError):
-        _retried(lambda: fs.rm(key, recursive=True), uri, "remove")
+        _retried(lambda: fs.rm(key, recursive=True, **tries.limit(fs)), uri, "remove")
 
 
 # ---------------------------------------------------------------- digests

@@ -16,7 +16,7 @@ from pipelines.prepare.grounding.phrases import NONE
 from pipelines.prepare.ingest import Place, write_source
 from tests.prepare.builders import a_caption, a_picture, a_recipe, a_source, write_lines
 from tests.prepare.through import made, read
-from trainer import storage
+from trainer import tries
 from trainer.data.shards import Source
 from trainer.errors import DataError, MediaError
 
@@ -190,7 +190,7 @@ NAMED = [
 
 @pytest.mark.parametrize("uri", NAMED)
 def test_whatever_a_row_names_costs_that_row(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(storage, "FIRST_WAIT_S", 0.0)
+    monkeypatch.setattr(tries, "FIRST_WAIT_S", 0.0)
     (tmp_path / "red.png").write_bytes(a_picture())
     path = write_lines(tmp_path / "rows.jsonl", [a_caption(0), a_caption(1, image=[uri]), a_caption(2)])
     rows = made(read("llava", path), "caption")
