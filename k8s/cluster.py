@@ -247,7 +247,7 @@ class Limits(Strict):
     server_s: int = Field(default=3600, ge=1)
     """Without an answer of the API server, while a job goes on without it."""
     storage_s: int = Field(default=1800, ge=1)
-    """Without an answer of storage, when a result is to be verified."""
+    """Without an answer of storage, before an attempt begins and after one has ended."""
     deadline_s: int = Field(default=30 * 86400, ge=1)
     """All attempts together."""
     attempts: int = Field(default=20, ge=1, le=999)

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from functools import partial
 from typing import TypeVar
 
@@ -114,15 +115,18 @@ def attempt_uri(stage_uri: str, attempt: int) -> str:
 
 
 def stored_ends(stage_uri: str, attempt: int) -> dict[str, Termination]:
-    """How each node of the attempt ended; what cannot be had or read is left out."""
-    with contextlib.suppress(StorageError, FileNotFoundError):
-        return _ends(attempt_uri(stage_uri, attempt), attempt, storage.list_dir(attempt_uri(stage_uri, attempt)))
-    return {}
+    """How each node of the attempt ended; what is damaged is left out.
+
+    Raises:
+        StorageError: it does not answer; without its records a decision may be wrong.
+    """
+    uri = attempt_uri(stage_uri, attempt)
+    return _ends(uri, attempt, storage.list_dir(uri))
 
 
 def _ends(uri: str, attempt: int, names: Iterable[str]) -> dict[str, Termination]:
     def read(name: str) -> Termination | None:
-        with contextlib.suppress(ValidationError, FileNotFoundError, StorageError):
+        with contextlib.suppress(ValidationError, FileNotFoundError):
             return Termination.model_validate_json(storage.read_bytes(storage.join(uri, name)))
         return None
 
@@ -134,9 +138,17 @@ def _ends(uri: str, attempt: int, names: Iterable[str]) -> dict[str, Termination
 
 
 def _together(calls: Iterable[Callable[[], T]]) -> list[T]:
-    """Answers of storage in the order of the calls, NUM_CALLS at a time."""
+    """Answers of storage in the order of the calls, NUM_CALLS at a time, each with the patience of this thread.
+
+    The first call that fails is raised, and what has not begun by then is never asked.
+    """
     with ThreadPoolExecutor(NUM_CALLS, thread_name_prefix="storage") as pool:
-        return list(pool.map(lambda call: call(), calls))
+        asked = [pool.submit(copy_context().run, call) for call in calls]
+        try:
+            return [one.result() for one in asked]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def last_lines(stage_uri: str, attempt: int) -> tuple[dict[int, list[str]], int]:

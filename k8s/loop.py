@@ -22,6 +22,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from k8s import decide, logs, names
+from k8s.asking import CALL_S, WAIT_S, Answers, Heartbeats, Look
 from k8s.attempts import (
     Attempts,
     attempt_of,
@@ -40,11 +41,13 @@ from k8s.pytorchjob import Rendered
 from k8s.record import Record, Records, refuse_given_up, series
 from k8s.seen import Seen, Worker, read
 from k8s.tasks import Task
+from trainer import tries
 from trainer.errors import UNKNOWN, ClusterError, Preempted, StorageError
 
 LOOK_S = 15.0
 """Between two looks at the heartbeats; changes on the cluster come at once."""
-AGAIN_S = 5.0
+BEGIN_S = 3.0
+"""For the record of an attempt that begins, which the watch of its pods waits for."""
 QUOTA_S = 20.0
 GONE_S = 2.0
 RENEW_S = 300.0
@@ -94,7 +97,11 @@ class Launcher:
         self._told: set[Event] = set()
         self._complaints: dict[str, str] = {}
         self._waiting_since: float | None = None
-        self._looked: tuple[int, float, Progress | None] = 0, 0.0, None
+        self.answers = Answers(
+            cluster.limits.storage_s, tell=lambda text: self._complain("storage", text), clock=clock, sleep=sleep
+        )
+        self._heartbeats = Heartbeats(task.progress, clock=clock)
+        self._look_before: Look | None = None
 
     def launch(self) -> None:
         """Returns when the step is done.
@@ -104,17 +111,18 @@ class Launcher:
             StorageError: the API server or storage did not answer for longer than the limits allow.
         """
         self.started = self.clock()
-        if self._verified():
-            self.say("done already, its result verifies")
-            return
-        if self.retried:
-            refuse_given_up(self.records.read(), self.task.run.id, now=self.now())
-        if self._view is None:
-            self._view = self._mirror()
-        try:
-            self._launch()
-        finally:
-            self.view.close()
+        with tries.patience(CALL_S):
+            if self._verified():
+                self.say("done already, its result verifies")
+                return
+            if self.retried:
+                refuse_given_up(self.answers.of(self.records.read), self.task.run.id, now=self.now())
+            if self._view is None:
+                self._view = self._mirror()
+            try:
+                self._launch()
+            finally:
+                self.view.close()
 
     def create(self) -> None:
         """Create the next attempt and leave it: nobody watches it, and the reaper lets it be. One that is under way is
@@ -167,18 +175,18 @@ class Launcher:
             end = self._watch(job, attempt, trail)
             if end.decision == "done":
                 if self.task.finished is None or self._verified():
-                    self.records.end(attempt, end, closed=True)
+                    self._recorded(attempt, end, closed=True)
                     self.say(f"done, attempt {attempt}")
                     return
                 end = replace(end, cause="the job succeeded, but the stage has no verified result in storage")
             end = replace(self._leave(job, attempt, trail, end), pulled=tuple(sorted(trail.pulled)))
             if end.decision != "done" and self._handed_over():
-                self.records.end(attempt, end, closed=True)
+                self._recorded(attempt, end, closed=True)
                 self.say(f"done, attempt {attempt}: its result verifies, however the job ended")
                 return
             self.history.append(end)
             action = decide.next_action(self.history, self.cluster.limits, self.clock() - self.started)
-            self.records.end(attempt, end, closed=isinstance(action, Stop))
+            self._recorded(attempt, end, closed=isinstance(action, Stop))
             if isinstance(action, Stop):
                 raise action.error
             self._pause(attempt, action)
@@ -194,18 +202,20 @@ class Launcher:
 
     def _verified(self) -> bool:
         """The result in storage verifies. Storage that is down for a while must not cost a finished stage."""
-        if self.task.finished is None:
-            return False
-        began, pause = self.clock(), 2.0
-        while True:
-            try:
-                return self.task.finished()
-            except StorageError as error:
-                if self.clock() - began > self.cluster.limits.storage_s:
-                    raise
-                self._complain("storage", f"storage does not answer, asked again: {error.what}")
-            self.sleep(pause)
-            pause = min(pause * 2, 30.0)
+        return self.task.finished is not None and self.answers.of(self.task.finished)
+
+    def _recorded(self, attempt: int, end: Ended, *, closed: bool) -> None:
+        """What became of the attempt is in storage. What ends the step counts more than its record.
+
+        Raises:
+            StorageError: storage was away for too long; the next attempt must not begin without it.
+        """
+        try:
+            self.answers.of(lambda: self.records.end(attempt, end, closed=closed))
+        except StorageError as error:
+            if not closed:
+                raise
+            self.say(f"the record of attempt {attempt} was not stored: {error.what}")
 
     def _handed_over(self) -> bool:
         """Whether an attempt that ended badly had its result in storage before; no reason to wait for storage."""
@@ -224,7 +234,7 @@ class Launcher:
 
     def _newest(self, *, adopt: bool = True) -> tuple[Json | None, int]:
         """The job that is under way, adopted, and the attempt that it is; without one the attempt that comes next."""
-        records = {one.attempt: one for one in self.records.read()}
+        records = {one.attempt: one for one in self.answers.of(self.records.read)}
         jobs = {attempt_of(job): job for job in self.view.jobs()}
         counted = {one.attempt for one in series(list(records.values()))}
         first = min(counted, default=max(records, default=0) + 1)
@@ -247,7 +257,7 @@ class Launcher:
         if self.history:
             action = decide.next_action(self.history, self.cluster.limits, self.clock() - self.started)
             if isinstance(action, Stop):
-                self.records.end(max(counted | jobs.keys()), self.history[-1], closed=True)
+                self._recorded(max(counted | jobs.keys()), self.history[-1], closed=True)
                 raise action.error
             self.exclude = action.exclude_nodes
         return None, last + 1
@@ -259,26 +269,23 @@ class Launcher:
         if record is None and job is not None:
             self._begun(job, attempt)
         seen = read(job, pods_of(job, self.view.pods()) if job else [])
-        ends = self._ends(attempt)
+        ends = self.answers.of(lambda: self._ends(attempt))
         known = {one.name for one in seen.workers}
         gone = [Worker(name, "", None, "Gone", code=one.code, termination=one) for name, one in ends.items()]
         workers = decide.with_records([*seen.workers, *(one for one in gone if one.name not in known)], ends)
         message = seen.message or "removed, and nobody saw how it ended"
-        end = decide.cause_of_end(workers, message, Progress(committed_step=self._committed()))
+        end = decide.cause_of_end(workers, message, Progress(committed_step=self.answers.of(self.task.committed)))
         if seen.outcome is None and end.code in (UNKNOWN, Preempted.code):
             end = replace(end, decision="preempted")  # stopped on purpose by somebody: bounded, but no attempt
-        self.records.end(attempt, end, closed=False)
+        self._recorded(attempt, end, closed=False)
         return end
 
     def _begun(self, job: Json, attempt: int) -> None:
-        if not self.records.knows(attempt):
-            self.records.begin(
-                attempt,
-                job=job["metadata"]["name"],
-                uid=job["metadata"]["uid"],
-                run=self.task.run.id,
-                exclude_nodes=excluded_by(job),
-            )
+        if self.records.knows(attempt):
+            return
+        about = {"job": job["metadata"]["name"], "uid": job["metadata"]["uid"], "run": self.task.run.id}
+        with tries.patience(BEGIN_S):
+            self.records.begin(attempt, **about, exclude_nodes=excluded_by(job))
 
     def _committed(self) -> int | None:
         try:
@@ -396,22 +403,16 @@ class Launcher:
         return True
 
     def _progress(self, attempt: int) -> Progress | None:
-        """None while storage does not answer. Not read again for every change on the cluster."""
-        number, at, known = self._looked
-        if number == attempt and self.clock() - at < AGAIN_S:
-            return known
-        found = self._read_progress(attempt)
-        self._looked = attempt, self.clock(), found
-        return found
-
-    def _read_progress(self, attempt: int) -> Progress | None:
-        try:
-            found = self.task.progress(attempt)
+        """None while storage does not answer."""
+        look = self._heartbeats.newest(attempt)
+        if look.error is not None:
+            self._complain("heartbeats", f"no heartbeats to be had, storage does not answer: {look.error.what}")
+        elif look.progress is not None and look is not self._look_before:
             self._complain("heartbeats", "")
-            return found
-        except StorageError as error:
-            self._complain("heartbeats", f"no heartbeats to be had, storage does not answer: {error.what}")
-            return None
+            with tries.patience(WAIT_S):
+                self.records.catch_up()
+        self._look_before = look
+        return look.progress
 
     def _wait(self, state: Wait) -> None:
         """For a change, or for the next heartbeat. Without the API server the job goes on, and so do we, for a time."""
@@ -457,7 +458,9 @@ class Launcher:
             self.say(f"removed {job['metadata']['name']}")
         if not end.settled and end.decision not in ("done", "permanent"):
             end = self._last_words(job, attempt, trail, end)
-        if (committed := self._committed()) is not None:
+        # What is permanent stays so; another attempt must know what was committed.
+        ask = self._committed if end.decision == "permanent" else lambda: self.answers.of(self.task.committed)
+        if (committed := ask()) is not None:
             end = replace(end, committed_step=committed)
         if self.task.stage_uri:  # also when the job succeeded: without a result its ranks say why
             logs.tell_last_lines(self.task.stage_uri, attempt, self.show)
@@ -473,7 +476,8 @@ class Launcher:
             running = [pod for pod in pods if not _over(pod)]
             if not running or not self._patient(running):
                 break
-        workers = decide.with_records(trail.workers.values(), self._ends(attempt))
+        ends = self.answers.of(lambda: self._ends(attempt))
+        workers = decide.with_records(trail.workers.values(), ends)
         after = decide.cause_of_end(workers, "", Progress(step=end.step, committed_step=end.committed_step))
         if (after.decision, after.code) == (end.decision, end.code) or after.code == UNKNOWN:
             return end

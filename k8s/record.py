@@ -10,6 +10,7 @@ anew, but never takes a number twice.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -69,6 +70,8 @@ class Records:
         self.uri, self.step, self.identity = uri, step, identity
         self._say, self._now = say, now
         self._known: dict[int, Record] = {}
+        self._behind: set[int] = set()
+        """Attempts whose record in storage is older than what is known."""
 
     def read(self) -> list[Record]:
         """All of them, by attempt.
@@ -89,21 +92,34 @@ class Records:
         return attempt in self._known
 
     def begin(self, attempt: int, *, job: str, uid: str, run: str, exclude_nodes: Sequence[str] = ()) -> None:
+        """Storage that does not answer is told, for catch_up(); until then the job on the cluster is the memory."""
         now = self._now()
-        self._write(
-            Record(
-                step=self.step,
-                attempt=attempt,
-                job=job,
-                uid=uid,
-                run=run,
-                begun_at=utc(now),
-                begun_s=now,
-                exclude_nodes=tuple(exclude_nodes),
-            )
+        record = Record(
+            step=self.step,
+            attempt=attempt,
+            job=job,
+            uid=uid,
+            run=run,
+            begun_at=utc(now),
+            begun_s=now,
+            exclude_nodes=tuple(exclude_nodes),
         )
+        try:
+            self._write(record)
+        except StorageError as error:
+            self._say(f"{self.step}: the record of attempt {attempt} is not stored yet: {error.what}")
+
+    def catch_up(self) -> None:
+        """Store what could not be stored before, if storage answers now."""
+        with contextlib.suppress(StorageError):
+            for attempt in sorted(self._behind):
+                self._write(self._known[attempt])
 
     def end(self, attempt: int, ended: Ended, *, closed: bool) -> None:
+        """
+        Raises:
+            StorageError: it is not stored; to go on without it would forget the attempt with its job.
+        """
         known = self._known.get(attempt)
         if known is None:
             return  # adopted while storage did not answer
@@ -112,15 +128,13 @@ class Records:
         self._write(known.model_copy(update={"end": kept, "ended_at": utc(now), "ended_s": now, "closed": closed}))
 
     def _write(self, record: Record) -> None:
-        """Storage that does not answer is told; the jobs on the cluster are the second memory."""
         self._known[record.attempt] = record
         if self.uri is None:
             return
+        self._behind.add(record.attempt)
         uri = storage.join(self.uri, self.step, f"{self.identity}-{record.attempt:04d}.json")
-        try:
-            storage.write_json(uri, record.model_dump(mode="json"))
-        except StorageError as error:
-            self._say(f"{self.step}: the record of attempt {record.attempt} was not stored: {error.what}")
+        storage.write_json(uri, record.model_dump(mode="json"))
+        self._behind.discard(record.attempt)
 
 
 def refuse_given_up(records: Sequence[Record], run: str, *, now: float) -> None:

@@ -227,8 +227,7 @@ class Bench:
         spec = self.launcher.with_name("spec.json")
         spec.write_text(json.dumps(self.spec(payload, **options)))
         command = [sys.executable, "-m", "tests.cluster.launching", str(spec)]
-        # Without the retries of botocore, which make each call take minutes to find that storage is away.
-        disturbed = {"AWS_ENDPOINT_URL": f"http://{s3}", "AWS_MAX_ATTEMPTS": "1"} if s3 else {}
+        disturbed = {"AWS_ENDPOINT_URL": f"http://{s3}"} if s3 else {}
         env = {**os.environ, **disturbed}
         with self.told.open("wb") as log:
             process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=env)
