@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import time
+
 import pytest
 
 from trainer.after import scores
@@ -131,6 +134,49 @@ def test_html_is_compared_by_its_tree(found, wanted, want):
 
 def test_means_are_over_the_answers_that_have_the_figure():
     assert scores.mean_scores([{"correct": 1.0, "error": 2.0}, {"correct": 0.0}]) == {"correct": 0.5, "error": 2.0}
+
+
+@pytest.mark.parametrize("task", ["box", "point", "time", "count", "number"])
+@pytest.mark.parametrize("part", ["9", "1 ", "1,", "1,234 ", '"coordinate": [', "<box>(", '{"bbox_2d": [', "1:", "-"])
+def test_a_long_answer_is_read_in_a_time_that_grows_with_its_length(task: str, part: str):
+    """A model that repeats itself must not stop an evaluation: 5,000 digits took minutes as a point."""
+    began = time.process_time()
+    score(
+        Key(task=task, value=[1, 2, 3, 4] if task == "box" else [1, 2] if task in ("point", "time") else 3),
+        part * 20_000,
+        HALF,
+    )
+    assert time.process_time() - began < 2.0
+
+
+def test_three_numbers_are_no_box():
+    assert scores.parse_boxes("10, 20 30") == []
+    assert scores.parse_boxes("(10, 20) (30, 40)") == scores.parse_boxes("10 20 30 40") == [(10, 20, 30, 40)]
+
+
+def test_one_absurd_answer_does_not_make_the_figure_of_all():
+    errors = [{"correct": 0.0, "error": error} for error in (1.0, 2.0, 1e60)]
+    assert scores.mean_scores(errors) == {"correct": 0.0, "error": 2.0}
+
+
+@pytest.mark.parametrize("digits", [60, 400, 5000])
+@pytest.mark.parametrize(
+    ("task", "value", "text"),
+    [
+        ("count", 3, "{}"),
+        ("number", 3.5, "-{}.5"),
+        ("time", [1.0, 2.0], "{0} to {0}"),
+        ("time", [1.0, 2.0], "{}:00:00"),
+        ("box", [1, 2, 30, 40], "[{0}, {0}, {0}, {0}]"),
+        ("box", [1, 2, 30, 40], "[0, 0, {0}, {0}]"),
+        ("point", [10, 10], "({0}, {0})"),
+    ],
+)
+def test_an_answer_with_more_digits_than_a_number_has_is_wrong_and_no_error(
+    digits: int, task: str, value: object, text: str
+) -> None:
+    found = score(Key(task=task, value=value), text.format("9" * digits), HALF)
+    assert found["correct"] == 0.0 and all(math.isfinite(figure) for figure in found.values())
 
 
 @pytest.mark.parametrize(("text", "want"), [("A", "a"), ("The answer is red.", "red"), ("it is", "it is")])

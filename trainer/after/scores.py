@@ -26,6 +26,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +43,8 @@ COLOURS = (
     *("black", "blue", "brown", "cyan", "gray", "green", "magenta", "orange", "pink", "purple", "red"),
     *("teal", "violet", "white", "yellow", "grey"),
 )
+UNBOUNDED = ("error", "error_s", "distance")
+"""Figures of which one answer of sixty digits would be the whole mean."""
 MAX_EDITS = 10_000_000
 """Characters times characters up to which texts are compared letter by letter: some seconds."""
 _SAME_COLOUR = {"grey": "gray"}
@@ -75,15 +78,16 @@ def score(key: Key, text: str, frame: Frame | None = None) -> dict[str, float]:
     Raises:
         ValueError: box and point without a frame, or a key whose value is not of its task's form.
     """
-    return _SCORERS[key.task](key.value, text if key.task == "html" else final_answer(text), frame)
+    found = _SCORERS[key.task](key.value, text if key.task == "html" else final_answer(text), frame)
+    return {name: figure for name, figure in found.items() if math.isfinite(figure)}  # 400 digits are no number
 
 
 def mean_scores(scores: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Mean of every figure over the answers that have it."""
-    names = sorted({name for one in scores for name in one})
+    """Every figure over the answers that have it: the mean, but of UNBOUNDED ones the median."""
+    values = {name: [one[name] for one in scores if name in one] for name in sorted({n for one in scores for n in one})}
     return {
-        name: math.fsum(one[name] for one in scores if name in one) / sum(name in one for one in scores)
-        for name in names
+        name: statistics.median(found) if name in UNBOUNDED else math.fsum(found) / len(found)
+        for name, found in values.items()
     }
 
 
@@ -190,11 +194,11 @@ def _number(value: Any, text: str, _: Frame | None) -> dict[str, float]:
 
 # ---------------------------------------------------------------- places
 
-_FOUR = re.compile(
-    r"(-?\d+(?:\.\d+)?)[\s,]+(-?\d+(?:\.\d+)?)[)\]]?\s*,?\s*[(\[]?(-?\d+(?:\.\d+)?)[\s,]+(-?\d+(?:\.\d+)?)"
-)
+_A_NUMBER = r"(-?\d++(?:\.\d++)?)"
+"""Possessive: a number is taken whole. Taken in parts, three numbers are four, and a thousand digits take minutes."""
+_FOUR = re.compile(rf"(?<![\d.]){_A_NUMBER}[\s,]++{_A_NUMBER}[)\]]?\s*+,?\s*+[(\[]?{_A_NUMBER}[\s,]++{_A_NUMBER}")
 _POINT_TAG = re.compile(r"""x1?\s*=\s*"(-?[\d.]+)"\s+y1?\s*=\s*"(-?[\d.]+)\"""")
-_TWO = re.compile(r"(-?\d+(?:\.\d+)?)\s*[,\s]\s*(-?\d+(?:\.\d+)?)")
+_TWO = re.compile(rf"(?<![\d.]){_A_NUMBER}[\s,]++{_A_NUMBER}")
 _BETWEEN_BOX_TOKENS = re.compile(r"(?:<\|box_start\|>|<box>)(.*?)(?:<\|box_end\|>|</box>|$)", re.DOTALL)
 
 
@@ -217,7 +221,7 @@ def parse_points(text: str) -> list[tuple[float, float]]:
         return points  # type: ignore[return-value]
     if tags := _POINT_TAG.findall(text):
         return [(float(x), float(y)) for x, y in tags]
-    if found := re.search(r'"coordinate"\s*:\s*\[([^\]]*)\]', text):
+    if found := re.search(r'"coordinate"\s*:\s*\[([^\[\]]*)\]', text):
         text = found.group(1)
     elif boxes := parse_boxes(text):
         return [((x1 + x2) / 2, (y1 + y2) / 2) for x1, y1, x2, y2 in boxes]
