@@ -25,7 +25,7 @@ ON = {"step_s": 0.5, "commit_every": 2}
 """Until it is told to end."""
 CALLS_A_MINUTE = 10
 LAUNCHER_BYTES = 150 << 20
-QUIET_S = float(os.environ.get("TEST_QUIET_S", 60.0))
+QUIET_S = float(os.environ.get("TEST_QUIET_S", "60"))
 """A gigabyte of log takes some 20 minutes."""
 
 
