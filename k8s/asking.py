@@ -38,11 +38,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Look:
-    """What a read found; neither before the first has ended."""
+    """What a read found; neither before the first has ended.
+
+    `at` is when it began: what stood still until then has stood still, what came since is not known.
+    """
 
     attempt: int
     progress: Progress | None = None
     error: StorageError | None = None
+    at: float = 0.0
 
 
 class Heartbeats:
@@ -71,7 +75,9 @@ class Heartbeats:
         under_way = self._thread is not None and self._thread.is_alive()
         if another or (not under_way and self._clock() - self._began >= AGAIN_S):
             self._began = self._clock()
-            self._thread = threading.Thread(target=self._look, args=(attempt,), name="heartbeats", daemon=True)
+            self._thread = threading.Thread(
+                target=self._look, args=(attempt, self._began), name="heartbeats", daemon=True
+            )
             self._thread.start()
             self._thread.join(WAIT_S)
         if self._wrong is not None:
@@ -80,12 +86,12 @@ class Heartbeats:
             return Look(attempt)
         return self._looked
 
-    def _look(self, attempt: int) -> None:
+    def _look(self, attempt: int, began: float) -> None:
         try:
             with tries.patience(CALL_S):
-                found = Look(attempt, self._read(attempt))
+                found = Look(attempt, self._read(attempt), at=began)
         except StorageError as error:
-            found = Look(attempt, error=error)
+            found = Look(attempt, error=error, at=began)
         except Exception as error:
             self._wrong = error
             return

@@ -142,11 +142,20 @@ class Stop:
 # ---------------------------------------------------------------- judging
 
 
-def judge(seen: Seen, trail: Trail, progress: Progress | None, limits: Limits, now: float) -> Wait | Ended:
+def judge(
+    seen: Seen,
+    trail: Trail,
+    progress: Progress | None,
+    limits: Limits,
+    now: float,
+    *,
+    heard_at: float | None = None,
+) -> Wait | Ended:
     """What the attempt is doing, or how it ended. Keeps the trail.
 
     Args:
         progress: None while storage does not answer: silence that nobody could have broken is not counted.
+        heard_at: when it was read, which may be a while ago: silence counts up to then. Default: now.
     """
     if progress is None:
         progress = _unseen(trail, now)
@@ -176,7 +185,7 @@ def judge(seen: Seen, trail: Trail, progress: Progress | None, limits: Limits, n
         decision, worker, why = never
         cause = f"pod {worker.name} on {worker.node}: {why} ({worker.waiting})"
         return Ended(decision, ClusterError.code, cause, node=worker.node, suspect=decision == "retry", **at)
-    return _running(seen, trail, progress, limits, now)
+    return _running(seen, trail, progress, limits, now, heard_at=now if heard_at is None else heard_at)
 
 
 def _never_starts(seen: Seen, trail: Trail) -> tuple[Decision, Worker, str] | None:
@@ -217,7 +226,9 @@ def _failed(seen: Seen, trail: Trail, progress: Progress, now: float) -> Wait | 
     return end
 
 
-def _running(seen: Seen, trail: Trail, progress: Progress, limits: Limits, now: float) -> Wait | Ended:
+def _running(
+    seen: Seen, trail: Trail, progress: Progress, limits: Limits, now: float, *, heard_at: float
+) -> Wait | Ended:
     """Not ended by its own account: waiting for nodes, for containers, or at work."""
     nodeless = next((one for one in seen.workers if one.node is None), None)
     if not seen.at_work and (len(seen.workers) < seen.wanted or nodeless is not None):
@@ -232,10 +243,10 @@ def _running(seen: Seen, trail: Trail, progress: Progress, limits: Limits, now: 
         trail.waiting_for, trail.progress_since = "run", now
         trail.nodes.clear()
     if progress != trail.progress:
-        trail.progress, trail.progress_since = progress, now
+        trail.progress, trail.progress_since = progress, heard_at
     if not progress.watched:
         return Wait("run", "at work")
-    if (hang := _hang(seen, trail, progress, limits, now)) is not None:
+    if (hang := _hang(seen, trail, progress, limits, heard_at)) is not None:
         return hang
     return Wait("run", f"{progress.phase or 'starting'}, step {progress.step}")
 

@@ -352,10 +352,10 @@ class Launcher:
             while True:
                 current = self._current(job)
                 seen = self._look(current)
-                progress = self._progress(attempt)
+                look = self._progress(attempt)
                 if current is not None:
                     self.attempts.still_ours(current)
-                state = decide.judge(seen, trail, progress, self.cluster.limits, self.clock())
+                state = decide.judge(seen, trail, look.progress, self.cluster.limits, self.clock(), heard_at=look.at)
                 if isinstance(state, Ended):
                     return state
                 if self.clock() - self.started > self.cluster.limits.deadline_s:
@@ -364,7 +364,7 @@ class Launcher:
                 if (line := _line(state)) != said:
                     said = line
                     self.say(f"{state.kind}: {state.reason}")
-                if progress is not None and (text := pace.line(progress, self.clock())):
+                if look.progress is not None and (text := pace.line(look.progress, self.clock())):
                     self.say(text)
                 self._wait(state)
                 if self.clock() - renewed > RENEW_S and self._renewed(job):
@@ -402,8 +402,8 @@ class Launcher:
             self.view.note(kind_of(job), fresh)
         return True
 
-    def _progress(self, attempt: int) -> Progress | None:
-        """None while storage does not answer."""
+    def _progress(self, attempt: int) -> Look:
+        """Without progress while storage does not answer."""
         look = self._heartbeats.newest(attempt)
         if look.error is not None:
             self._complain("heartbeats", f"no heartbeats to be had, storage does not answer: {look.error.what}")
@@ -412,7 +412,7 @@ class Launcher:
             with tries.patience(WAIT_S):
                 self.records.catch_up()
         self._look_before = look
-        return look.progress
+        return look
 
     def _wait(self, state: Wait) -> None:
         """For a change, or for the next heartbeat. Without the API server the job goes on, and so do we, for a time."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 
 import yaml
 
@@ -29,7 +30,16 @@ def room(bench: Bench, *, pool: str = "gpu-a", **quotas: str) -> Iterator[None]:
         yield
     finally:
         for kind in ("clusterqueue", "resourceflavor"):
-            bench.kubectl("delete", kind, bench.namespace, "--wait=false")
+            bench.until(f"the removal of the {kind}", partial(_deleted, bench, kind))
+
+
+def _deleted(bench: Bench, kind: str) -> bool:
+    """False while the API server does not answer: the test may be one that goes on while another one stops it."""
+    try:
+        bench.kubectl("delete", kind, bench.namespace, "--wait=false", "--ignore-not-found")
+    except AssertionError:
+        return False
+    return True
 
 
 def queued(bench: Bench, **queue: str) -> Bench:

@@ -288,6 +288,17 @@ def test_ranks_that_get_on_within_one_step_are_no_hang() -> None:
         assert isinstance(state, Wait)
 
 
+def test_silence_counts_up_to_when_the_heartbeats_were_read() -> None:
+    """A read that takes its time must not look like a node that stands still."""
+    trail = Trail(started=0.0)
+    still = beats(a=NodeBeat(1, 1, limit_s=500))
+    for now in range(0, 600, 15):
+        state = decide.judge(two_pods(), trail, still, LIMITS, float(now), heard_at=min(now, 10.0))
+        assert isinstance(state, Wait)
+    end = decide.judge(two_pods(), trail, still, LIMITS, 602.0, heard_at=31.0)
+    assert isinstance(end, Ended) and "for 31 s" in end.cause and end.suspect
+
+
 def test_silence_that_nobody_could_have_broken_is_not_counted() -> None:
     trail = Trail(started=0.0)
     still = beats(a=NodeBeat(1, 1, limit_s=500))

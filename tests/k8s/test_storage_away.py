@@ -16,6 +16,7 @@ import pytest
 
 from k8s import asking, loop
 from k8s.cluster import load_cluster
+from k8s.decide import Progress
 from k8s.loop import Launcher
 from k8s.names import Run
 from k8s.pytorchjob import render_stage
@@ -205,3 +206,21 @@ def test_storage_that_is_gone_for_too_long_ends_the_launcher_with_its_word(away:
     thread.join(60)
     assert isinstance(away.error, StorageError) and "in " in away.error.what
     assert len(away.jobs()) == 1
+
+
+def test_what_a_slow_read_finds_is_as_old_as_its_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asking, "WAIT_S", 0.01)
+    may_end, seconds = threading.Event(), [7.0]
+
+    def read(attempt: int) -> Progress:
+        may_end.wait(60)
+        return Progress(step=3)
+
+    looking = asking.Heartbeats(read, clock=lambda: seconds[0])
+    assert looking.newest(1).progress is None
+    seconds[0] = 11.0
+    may_end.set()
+    for thread in threading.enumerate():
+        if thread.name == "heartbeats":
+            thread.join(60)
+    assert looking.newest(1) == asking.Look(1, Progress(step=3), at=7.0)
