@@ -429,24 +429,26 @@ def _raise(status: int, message: str, where: str) -> None:
     raise error("the cluster refused a request", where=where, got=f"{status} {message}", do=do)
 
 
-def connect(namespace: str) -> KubernetesApi:
-    """The cluster that this pod runs in, else the one that KUBECONFIG names.
+def api_client() -> Any:
+    """The official client of the cluster that this pod runs in, else of the one that KUBECONFIG names.
 
     Raises:
         ClusterError: there is neither.
     """
     from kubernetes import client, config
 
-    def load() -> Any:
-        configuration = client.Configuration()
+    configuration = client.Configuration()
+    try:
+        config.load_incluster_config(client_configuration=configuration)
+    except config.ConfigException:
         try:
-            config.load_incluster_config(client_configuration=configuration)
-        except config.ConfigException:
-            try:
-                # Named here: the client reads the variable once, when it is imported.
-                config.load_kube_config(os.environ.get("KUBECONFIG"), client_configuration=configuration)
-            except config.ConfigException as error:
-                raise ClusterError("no cluster", got=str(error), do="set KUBECONFIG, or run in a pod") from None
-        return client.ApiClient(configuration)
+            # Named here: the client reads the variable once, when it is imported.
+            config.load_kube_config(os.environ.get("KUBECONFIG"), client_configuration=configuration)
+        except config.ConfigException as error:
+            raise ClusterError("no cluster", got=str(error), do="set KUBECONFIG, or run in a pod") from None
+    return client.ApiClient(configuration)
 
-    return KubernetesApi(namespace, load=load)
+
+def connect(namespace: str) -> KubernetesApi:
+    """One namespace of that cluster. Raises what api_client raises."""
+    return KubernetesApi(namespace, load=api_client)

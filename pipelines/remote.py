@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from k8s.client import api_client
 from trainer.errors import ClusterError, QwenVLError, StorageError, UsageError
 
 ENDED = {"SUCCEEDED", "FAILED", "SKIPPED", "CANCELED"}
@@ -260,17 +261,10 @@ def follow(
 
 def logs(place: Place, run_id: str, *, step: str | None = None, tail: int = 200, say: Say = print) -> int:
     """The last lines of every step's pod, from the cluster that KUBECONFIG names."""
-    from kubernetes import client, config
+    from kubernetes import client
     from kubernetes.client.exceptions import ApiException
 
-    try:
-        config.load_incluster_config()
-    except config.ConfigException:
-        try:
-            config.load_kube_config()
-        except config.ConfigException as error:
-            raise ClusterError("logs come from the cluster itself", got=str(error), do="set KUBECONFIG") from None
-    core, namespace, shown = client.CoreV1Api(), place.namespace or DEFAULT_NAMESPACE, 0
+    core, namespace, shown = client.CoreV1Api(api_client()), place.namespace or DEFAULT_NAMESPACE, 0
     names: dict[str, str] = {}
     with contextlib.suppress(QwenVLError):  # the cluster is asked for the lines; without the API they have other names
         api = client_of(place)
