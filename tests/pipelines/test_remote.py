@@ -301,7 +301,8 @@ def test_steps_have_the_pipelines_names_where_a_server_knows_them_by_their_keys(
 def test_logs_are_the_lines_of_the_steps_own_pods(
     kfp: FakeKfp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kubeconfig(tmp_path / "kubeconfig", kfp.url)
+    kubeconfig(tmp_path / "mine", kfp.url)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "mine"))  # after the client was imported
     for name, node in (
         ("full-recipe-x1-system-container-impl-1", "full-recipe-x1.root.stage1"),
         ("full-recipe-x1-system-container-driver-2", "full-recipe-x1.root.stage1-driver"),
