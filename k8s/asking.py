@@ -63,6 +63,7 @@ class Heartbeats:
         self._began = 0.0
         self._looked = Look(0)
         self._wrong: Exception | None = None
+        self._lock = threading.Lock()
 
     def newest(self, attempt: int) -> Look:
         """The last read that ended; one is begun, and waited for a moment, unless one is under way.
@@ -71,7 +72,8 @@ class Heartbeats:
         """
         another = self._looked.attempt != attempt
         if another:
-            self._looked = Look(attempt)
+            with self._lock:
+                self._looked, self._wrong = Look(attempt), None
         under_way = self._thread is not None and self._thread.is_alive()
         if another or (not under_way and self._clock() - self._began >= AGAIN_S):
             self._began = self._clock()
@@ -93,10 +95,14 @@ class Heartbeats:
         except StorageError as error:
             found = Look(attempt, error=error, at=began)
         except Exception as error:
-            self._wrong = error
-            return
-        if self._looked.attempt == attempt:  # else it is of an attempt that is over
-            self._looked = found
+            found = error
+        with self._lock:
+            if self._looked.attempt != attempt:
+                return  # of an attempt that is over
+            if isinstance(found, Look):
+                self._looked = found
+            else:
+                self._wrong = found
 
 
 class Answers:

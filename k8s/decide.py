@@ -158,7 +158,7 @@ def judge(
         heard_at: when it was read, which may be a while ago: silence counts up to then. Default: now.
     """
     if progress is None:
-        progress = _unseen(trail, now)
+        progress, heard_at = _unseen(trail, now), now
     at = {"step": progress.step, "committed_step": progress.committed_step, "settled": True}
     if not seen.exists:
         cause = "the job is gone: somebody deleted it, which means stop"

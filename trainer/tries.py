@@ -6,7 +6,7 @@
 Left to themselves botocore tries a request five times, s3fs that five times, and trainer/storage.py tried that five
 times: a listing sent 125 requests to a server that took them and never answered, with a minute for each, and a write
 waited for ever (2026-11-22). The request is what is worth trying again: of a large object in parts only the part that
-failed is sent twice. What breaks off in the middle of an answer s3fs takes up where it was.
+failed is sent twice. A large object is read in parts too, but one that breaks off in the middle begins the read again.
 """
 
 from __future__ import annotations
@@ -103,6 +103,7 @@ def s3_class() -> Any:
     """S3FileSystem whose requests are tried here. The time that is left reaches them: a coroutine that another thread
     starts has a copy of that thread's context."""
     from botocore.handlers import add_expect_header
+    from fsspec.asyn import sync_wrapper
     from s3fs import S3FileSystem
     from s3fs.errors import translate_boto_error
 
@@ -129,6 +130,12 @@ def s3_class() -> Any:
                     if turn >= num_tries or not time_left(pause):
                         raise GivenUp(turn) from told
                 await asyncio.sleep(pause)
+
+        call_s3 = sync_wrapper(_call_s3)
+
+        async def _abort_mpu(self, *place: Any, **words: Any) -> None:
+            with contextlib.suppress(Exception):  # what the upload met is worth telling, not this
+                await super()._abort_mpu(*place, **words)
 
     Requests._cache = S3FileSystem._cache  # whoever empties the one empties the other
     return Requests

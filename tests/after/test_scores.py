@@ -149,6 +149,12 @@ def test_a_long_answer_is_read_in_a_time_that_grows_with_its_length(task: str, p
     assert time.process_time() - began < 2.0
 
 
+def test_a_number_may_follow_dots_and_one_with_two_is_none():
+    assert scores.parse_boxes("box...12, 13, 14, 15") == [(12, 13, 14, 15)]
+    assert scores.parse_points("x.10 20") == [(10, 20)]
+    assert scores.parse_points('<point x="1.2.3" y="4">') == []
+
+
 def test_three_numbers_are_no_box():
     assert scores.parse_boxes("10, 20 30") == []
     assert scores.parse_boxes("(10, 20) (30, 40)") == scores.parse_boxes("10 20 30 40") == [(10, 20, 30, 40)]
@@ -170,6 +176,9 @@ def test_one_absurd_answer_does_not_make_the_figure_of_all():
         ("box", [1, 2, 30, 40], "[{0}, {0}, {0}, {0}]"),
         ("box", [1, 2, 30, 40], "[0, 0, {0}, {0}]"),
         ("point", [10, 10], "({0}, {0})"),
+        ("point", [10, 10], '{{"point_2d": [{0}, 40]}}'),
+        ("point", [10, 10], '<point x="{0}" y="4">'),
+        ("box", [1, 2, 30, 40], '{{"bbox_2d": [0, 0, {0}, {0}]}}'),
     ],
 )
 def test_an_answer_with_more_digits_than_a_number_has_is_wrong_and_no_error(

@@ -299,6 +299,13 @@ def test_silence_counts_up_to_when_the_heartbeats_were_read() -> None:
     assert isinstance(end, Ended) and "for 31 s" in end.cause and end.suspect
 
 
+def test_the_first_look_that_is_not_there_yet_is_of_now() -> None:
+    trail = Trail(started=0.0)
+    decide.judge(two_pods(), trail, None, LIMITS, 5000.0, heard_at=0.0)
+    old = beats(a=NodeBeat(1, 1, limit_s=500))
+    assert isinstance(decide.judge(two_pods(), trail, old, LIMITS, 5005.0, heard_at=5004.0), Wait)
+
+
 def test_silence_that_nobody_could_have_broken_is_not_counted() -> None:
     trail = Trail(started=0.0)
     still = beats(a=NodeBeat(1, 1, limit_s=500))

@@ -191,6 +191,8 @@ def test_a_record_that_could_not_be_stored_is_caught_up_and_never_forgotten(away
         with pytest.raises(StorageError):
             records.end(1, loop.Ended("retry", 139, "x"), closed=False)
     away.s3.send_signal(signal.SIGCONT)
+    away.records()  # the server answers again
+    time.sleep(1)  # it may still take the writes that were given up
     records.catch_up()
     (stored,) = away.records()
     assert stored.uid == "u" and stored.end is not None and stored.end.code == 139

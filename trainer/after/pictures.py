@@ -46,7 +46,7 @@ def _predicted(task: Task, text: str) -> list[Box]:
     if task.key.task == "box":
         return original_boxes(text, task.frame)[:4]
     points = [task.frame.to_original(x, y) for x, y in parse_points(text)[:4]]
-    return [(x, y, x, y) for x, y in points]
+    return [(x, y, x, y) for x, y in points if max(abs(x), abs(y)) < 1e6]  # farther out nothing is drawn
 
 
 def _mark(canvas: ImageDraw.ImageDraw, box: Box, scale: float, colour: tuple[int, int, int]) -> None:

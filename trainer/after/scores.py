@@ -27,9 +27,9 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from trainer.after import latex
 from trainer.after.final import final_answer
@@ -38,6 +38,7 @@ from trainer.data.sample import Key
 
 ToOriginal = Callable[[float, float], tuple[float, float]]
 Box = tuple[float, float, float, float]
+Place = TypeVar("Place", bound=tuple[float, ...])
 
 COLOURS = (
     *("black", "blue", "brown", "cyan", "gray", "green", "magenta", "orange", "pink", "purple", "red"),
@@ -196,9 +197,9 @@ def _number(value: Any, text: str, _: Frame | None) -> dict[str, float]:
 
 _A_NUMBER = r"(-?\d++(?:\.\d++)?)"
 """Possessive: a number is taken whole. Taken in parts, three numbers are four, and a thousand digits take minutes."""
-_FOUR = re.compile(rf"(?<![\d.]){_A_NUMBER}[\s,]++{_A_NUMBER}[)\]]?\s*+,?\s*+[(\[]?{_A_NUMBER}[\s,]++{_A_NUMBER}")
-_POINT_TAG = re.compile(r"""x1?\s*=\s*"(-?[\d.]+)"\s+y1?\s*=\s*"(-?[\d.]+)\"""")
-_TWO = re.compile(rf"(?<![\d.]){_A_NUMBER}[\s,]++{_A_NUMBER}")
+_FOUR = re.compile(rf"(?<!\d)(?<!\d\.){_A_NUMBER}[\s,]++{_A_NUMBER}[)\]]?\s*+,?\s*+[(\[]?{_A_NUMBER}[\s,]++{_A_NUMBER}")
+_POINT_TAG = re.compile(rf"""x1?\s*=\s*"{_A_NUMBER}"\s+y1?\s*=\s*"{_A_NUMBER}\"""")
+_TWO = re.compile(rf"(?<!\d)(?<!\d\.){_A_NUMBER}[\s,]++{_A_NUMBER}")
 _BETWEEN_BOX_TOKENS = re.compile(r"(?:<\|box_start\|>|<box>)(.*?)(?:<\|box_end\|>|</box>|$)", re.DOTALL)
 
 
@@ -210,23 +211,28 @@ def parse_boxes(text: str) -> list[Box]:
         return boxes
     without_labels = re.sub(r'"label"\s*:\s*"[^"]*"|bbox_2d', " ", text)
     places = _BETWEEN_BOX_TOKENS.findall(text) or [without_labels]
-    return [_box([float(number) for number in found.groups()]) for place in places for found in _FOUR.finditer(place)]
+    return _finite(_box(found.groups()) for place in places for found in _FOUR.finditer(place))
 
 
 def parse_points(text: str) -> list[tuple[float, float]]:
     """Points as written: JSON point_2d, <points x1= y1=>, "coordinate": [x, y], a box's centre, or two numbers."""
     entries = _json_entries(text)
-    points = [tuple(map(float, e["point_2d"])) for e in entries if _numbers(e.get("point_2d"), 2)]
+    points = [(float(e["point_2d"][0]), float(e["point_2d"][1])) for e in entries if _numbers(e.get("point_2d"), 2)]
     if points:
-        return points  # type: ignore[return-value]
+        return points
     if tags := _POINT_TAG.findall(text):
-        return [(float(x), float(y)) for x, y in tags]
+        return _finite((float(x), float(y)) for x, y in tags)
     if found := re.search(r'"coordinate"\s*:\s*\[([^\[\]]*)\]', text):
         text = found.group(1)
     elif boxes := parse_boxes(text):
         return [((x1 + x2) / 2, (y1 + y2) / 2) for x1, y1, x2, y2 in boxes]
     places = _BETWEEN_BOX_TOKENS.findall(text) or [re.sub(r"point_2d|bbox_2d", " ", text)]
-    return [(float(x), float(y)) for place in places for x, y in _TWO.findall(place)]
+    return _finite((float(x), float(y)) for place in places for x, y in _TWO.findall(place))
+
+
+def _finite(places: Iterable[Place]) -> list[Place]:
+    """Less those with a number of more digits than a float has: they are nowhere."""
+    return [place for place in places if all(map(math.isfinite, place))]
 
 
 def iou(one: Box, other: Box) -> float:
@@ -244,9 +250,13 @@ def original_boxes(text: str, frame: Frame) -> list[Box]:
     boxes = []
     for x1, y1, x2, y2 in parse_boxes(text):
         (left, top), (right, bottom) = frame.to_original(x1, y1), frame.to_original(x2, y2)
-        clipped = (max(left, 0.0), max(top, 0.0), min(right, float(frame.width)), min(bottom, float(frame.height)))
-        boxes.append(_box(clipped))
+        across, down = float(frame.width), float(frame.height)
+        boxes.append((_within(left, across), _within(top, down), _within(right, across), _within(bottom, down)))
     return boxes
+
+
+def _within(value: float, most: float) -> float:
+    return min(max(value, 0.0), most)
 
 
 def _box_score(value: Any, text: str, frame: Frame | None) -> dict[str, float]:
@@ -276,13 +286,14 @@ def _needed(frame: Frame | None, task: str) -> Frame:
     return frame
 
 
-def _box(numbers: Sequence[float]) -> Box:
+def _box(numbers: Sequence[float | str]) -> Box:
     x1, y1, x2, y2 = (float(number) for number in numbers)
     return min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
 
 
 def _numbers(value: Any, count: int) -> bool:
-    return isinstance(value, list) and len(value) == count and all(isinstance(n, (int, float)) for n in value)
+    numbers = isinstance(value, list) and len(value) == count and all(isinstance(n, (int, float)) for n in value)
+    return numbers and all(map(math.isfinite, value))
 
 
 def _json_entries(text: str) -> list[dict[str, Any]]:
@@ -290,8 +301,8 @@ def _json_entries(text: str) -> list[dict[str, Any]]:
     found = []
     for piece in re.findall(r"\{[^{}]*\}", text):
         try:
-            entry = json.loads(piece)
-        except json.JSONDecodeError:
+            entry = json.loads(piece, parse_int=float)  # an int of 400 digits is no float, one of 5,000 none at all
+        except ValueError:
             continue
         if isinstance(entry, dict):
             found.append(entry)
