@@ -140,6 +140,50 @@ def test_what_passes_is_told_from_what_does_not(status: int, code: str, want: bo
     assert tries.passes(exceptions.ClientError(response, "PutObject")) is want  # type: ignore[arg-type]
 
 
+def of_s3(status: str, code: str = "") -> bytes:
+    """An answer with an error of S3; HEAD has no name of it."""
+    body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>m</Message></Error>" if code else ""
+    head = f"HTTP/1.1 {status}\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n"
+    return f"{head}Connection: close\r\n\r\n{body}".encode()
+
+
+@pytest.mark.parametrize(
+    ("answer", "throttled"),
+    [
+        (of_s3("503 Slow Down", "SlowDown"), True),
+        (of_s3("503 Service Unavailable", "ServiceUnavailable"), True),
+        (of_s3("503 Slow Down"), True),
+        (of_s3("429 Too Many Requests"), True),
+        (of_s3("400 Bad Request", "ThrottlingException"), True),
+        (of_s3("400 Bad Request", "RequestLimitExceeded"), True),
+        (of_s3("500 Internal Error", "InternalError"), False),
+        (of_s3("400 Bad Request", "RequestTimeout"), False),
+    ],
+)
+def test_a_server_that_asks_for_fewer_requests_has_longer_pauses_than_one_in_trouble(
+    hanging: Listener, answer: bytes, throttled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tries, "FIRST_WAIT_S", 100.0)
+    monkeypatch.setattr(tries, "MAX_WAIT_S", 0.002)
+    monkeypatch.setattr(tries, "MAX_THROTTLED_WAIT_S", 0.02)
+    hanging.answers += [answer, answer, answer]
+    pauses, real = [], tries.pause_s
+    monkeypatch.setattr(tries, "pause_s", lambda turn, **more: pauses.append(real(turn, **more)) or pauses[-1])
+    with pytest.raises(StorageError, match="in 3 tries"):
+        storage.write_bytes("s3://b/k", b"x")
+    of_requests = pauses[:3]  # the last is of the call, which is not tried again
+    assert [0.01 <= pause <= 0.03 for pause in of_requests] == [throttled] * 3
+    assert [0.001 <= pause <= 0.003 for pause in of_requests] == [not throttled] * 3
+
+
+@pytest.mark.parametrize(("throttled", "least_s", "most_s"), [(False, 20, 75), (True, 150, 330)])
+def test_all_pauses_together_outlast_a_restart_and_minutes_of_a_limit(
+    throttled: bool, least_s: float, most_s: float
+) -> None:
+    waits = sum(tries.pause_s(turn, throttled=throttled) for turn in range(1, tries.S3_TRIES))
+    assert least_s < waits < most_s
+
+
 def test_errors_without_an_answer_pass_and_those_of_the_caller_do_not() -> None:
     assert tries.passes(exceptions.EndpointConnectionError(endpoint_url="http://x"))
     assert tries.passes(exceptions.ReadTimeoutError(endpoint_url="http://x"))

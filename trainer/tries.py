@@ -22,13 +22,16 @@ from contextvars import ContextVar
 from typing import Any
 
 S3_TRIES = 15
-"""Of one request. Ranks must outlast a server that restarts: 15 tries are 40 to 60 s where connections are refused, 6
-minutes where packets vanish, a quarter of an hour where requests are taken and not answered; before that the rank's
-phase has ended (trainer/heartbeat.py)."""
+"""Of one request. Ranks must outlast a server that restarts: 15 tries are 40 to 60 s where connections are refused, 4
+minutes where the server asks for fewer requests, 6 where packets vanish, a quarter of an hour where requests are taken
+and not answered; before that the rank's phase has ended (trainer/heartbeat.py)."""
 REQUEST_S = 600.0
 """Of one try: aiohttp has no limit for sending, so 50 MB for a server that stopped reading would never end."""
 FIRST_WAIT_S = 0.2
 MAX_WAIT_S = 5.0
+MAX_THROTTLED_WAIT_S = 30.0
+"""Where the server asks for fewer requests. S3 takes a few thousand a second for a prefix and grows with the load in
+minutes; a thousand ranks that start together must still be asking then. 14 pauses up to this one are 4 minutes."""
 
 S3_OPTIONS: dict[str, Any] = {
     "use_listings_cache": False,  # other processes write beside us
@@ -42,7 +45,20 @@ S3_OPTIONS: dict[str, Any] = {
         "retries": {"mode": "standard", "total_max_attempts": 1},
     },
 }
-PASSING = {"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "XAmzContentSHA256Mismatch"}
+THROTTLED = {
+    "BandwidthLimitExceeded",
+    "RequestLimitExceeded",
+    "RequestThrottled",
+    "SlowDown",
+    "Throttling",
+    "ThrottlingException",
+    "TooManyRequests",
+    "TooManyRequestsException",
+}
+"""Errors of S3 and of servers like it that ask for fewer requests, whatever their status."""
+THROTTLED_STATUS = (429, 503)
+"""Answers to HEAD have no error's name; Amazon's 503 asks for fewer requests under any name."""
+PASSING = {"RequestTimeout", "XAmzContentSHA256Mismatch", *THROTTLED}
 """Errors of S3 that pass, whatever their status."""
 
 _PATIENCE: ContextVar[float] = ContextVar("seconds of a call to storage", default=math.inf)
@@ -90,9 +106,10 @@ def time_left(seconds: float = 0.0) -> bool:
     return time.monotonic() + seconds < _UNTIL.get()
 
 
-def pause_s(turn: int) -> float:
-    """Before try `turn`, counted from 0."""
-    return min(MAX_WAIT_S, FIRST_WAIT_S * 2 ** (turn - 1)) * (0.5 + random.random()) if turn else 0.0
+def pause_s(turn: int, *, throttled: bool = False) -> float:
+    """After try `turn`, counted from 1."""
+    longest = MAX_THROTTLED_WAIT_S if throttled else MAX_WAIT_S
+    return min(longest, FIRST_WAIT_S * 2 ** (turn - 1)) * (0.5 + random.random())
 
 
 # ---------------------------------------------------------------- how often
@@ -126,7 +143,7 @@ def s3_class() -> Any:
                     told = translate_boto_error(error)
                     if not passes(error):
                         raise told from told.__cause__
-                    pause = pause_s(turn)
+                    pause = pause_s(turn, throttled=throttles(error))
                     if turn >= num_tries or not time_left(pause):
                         raise GivenUp(turn) from told
                 await asyncio.sleep(pause)
@@ -145,12 +162,22 @@ def passes(error: BaseException) -> bool:
     """Whether an error of botocore may be over at the next try: no connection, no answer, a server in trouble."""
     from botocore import exceptions
 
-    response = getattr(error, "response", None)
-    if isinstance(response, dict):
-        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    if isinstance(getattr(error, "response", None), dict):
+        status = _status(error)
         return status in (408, 429) or (status >= 500 and status != 501) or s3_code(error) in PASSING
     kinds = (exceptions.ConnectionError, exceptions.HTTPClientError, exceptions.IncompleteReadError)
     return isinstance(error, (*kinds, OSError, asyncio.TimeoutError)) or type(error).__name__ == "ResponseParserError"
+
+
+def throttles(error: BaseException) -> bool:
+    """Whether an error of botocore says that there are too many requests."""
+    return _status(error) in THROTTLED_STATUS or s3_code(error) in THROTTLED
+
+
+def _status(error: BaseException) -> int:
+    """Of the answer; 0 without one."""
+    response = getattr(error, "response", None)
+    return response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) if isinstance(response, dict) else 0
 
 
 def s3_code(error: BaseException | None) -> str | None:
