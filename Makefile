@@ -15,6 +15,8 @@ PORT ?= 5000
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
 # Stages wait more than they compute.
 CLUSTER_WORKERS ?= 5
+# How often a test on the cluster that fails is tried again; each try is printed.
+CLUSTER_RERUNS ?= 0
 # The environment is made again when what it is made from changes.
 STAMP := $(VENV)/.ready-$(shell cat pyproject.toml constraints.txt Makefile | sha256sum | cut -c1-12)$(TORCH_BACKEND)
 
@@ -72,8 +74,9 @@ else
 	@$(BIN)/python -m tests.cluster doctor
 endif
 
+test-extended: EXTENDED ?= tests/models tests/prepare tests/integration tests/test_bench.py
 test-extended: $(STAMP) ## every family on ranks, its recipe; own data; Ray, kills, Ctrl-C; the benchmarks, small
-	$(BIN)/python -m pytest -m 'extended and not long' tests/models tests/prepare tests/integration tests/test_bench.py
+	$(BIN)/python -m pytest -m 'extended and not long' $(EXTENDED)
 
 test-cluster: $(STAMP) ## stages on a real Kubernetes of our own, or on KUBECONFIG's: make test-cluster [PYTEST_ARGS="-k queue"]
 	@[ -n "$${KUBECONFIG:-}" ] || $(BIN)/python -m tests.cluster doctor --strict
@@ -81,7 +84,8 @@ ifdef PYTEST_ARGS
 	$(BIN)/python -m pytest -m cluster tests/cluster $(PYTEST_ARGS)
 else
 	$(BIN)/python -m pytest -m cluster tests/cluster/test_lifecycle.py
-	$(BIN)/python -m pytest -m cluster -n $(CLUSTER_WORKERS) --maxschedchunk 1 tests/cluster --ignore tests/cluster/test_lifecycle.py
+	$(BIN)/python -m pytest -m cluster -n $(CLUSTER_WORKERS) --maxschedchunk 1 --reruns $(CLUSTER_RERUNS) -raR \
+	  tests/cluster --ignore tests/cluster/test_lifecycle.py
 endif
 
 test-cluster-full: ## the same with every control, and a minute without an API server

@@ -56,10 +56,10 @@ def with_kfps_own_command(kfp: RealKfp, folder: Path) -> str:
     command += [f"overrides={json.dumps(list(kfp.reached.overrides))}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    found = re.search(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", done.stdout)
+    found = re.search(r"/runs/details/([0-9a-f-]{36})", done.stdout)  # the experiment's id is printed before it
     assert found is not None, done.stdout
-    kfp.started.append(found[0])
-    return found[0]
+    kfp.started.append(found[1])
+    return found[1]
 
 
 def test_a_whole_run_and_then_one_that_finds_everything_finished(
