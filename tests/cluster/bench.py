@@ -226,11 +226,16 @@ class Bench:
         """The launcher as a process, to be killed; what it says is in `told`. s3: HOST:PORT of its way to storage."""
         spec = self.launcher.with_name("spec.json")
         spec.write_text(json.dumps(self.spec(payload, **options)))
-        command = [sys.executable, "-m", "tests.cluster.launching", str(spec)]
         disturbed = {"AWS_ENDPOINT_URL": f"http://{s3}"} if s3 else {}
-        env = {**os.environ, **disturbed}
+        with self.program("tests.cluster.launching", str(spec), **disturbed) as process:
+            yield process
+
+    @contextlib.contextmanager
+    def program(self, module: str, *arguments: str, **env: str) -> Iterator[subprocess.Popen[bytes]]:
+        """A program of ours as a process, to be killed; what it says is in `told`."""
+        command = [sys.executable, "-m", module, *arguments]
         with self.told.open("wb") as log:
-            process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=env)
+            process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, **env})
         try:
             yield process
         finally:
@@ -324,13 +329,14 @@ def nothing_left(bench: Bench, before: set[str], limit_s: float = 90.0) -> None:
 
 
 @functools.cache
-def _chart() -> str:
+def _chart(kinds: tuple[str, ...]) -> str:
     """Role, binding and service accounts as the chart installs them into a namespace `NAMESPACE_HERE`."""
     command = [str(tool("helm")), "template", "qwenvl", str(CHART), "--namespace", NAMESPACE_HERE]
     command += ["--show-only", "templates/rbac.yaml", "--show-only", "templates/serviceaccounts.yaml"]
+    command += [word for kind in kinds for word in ("--set", f"rbac.kinds.{kind}=true")]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
 
 
-def chart(namespace: str) -> list[Json]:
-    """What the chart installs into a namespace for the launcher."""
-    return [one for one in yaml.safe_load_all(_chart().replace(NAMESPACE_HERE, namespace)) if one]
+def chart(namespace: str, *kinds: str) -> list[Json]:
+    """What the chart installs into a namespace for the launcher. kinds: of its values rbac.kinds."""
+    return [one for one in yaml.safe_load_all(_chart(kinds).replace(NAMESPACE_HERE, namespace)) if one]

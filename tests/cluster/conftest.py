@@ -47,6 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "alone: disturbs nodes or programs of the cluster; no other test runs meanwhile")
     config.addinivalue_line("markers", "unshielded: goes on while a test that is alone disturbs the control plane")
     config.addinivalue_line("markers", "control: the fault where it must lead elsewhere; make test-cluster takes some")
+    config.addinivalue_line("markers", "full: takes long; only make test-cluster-full (TEST_CONTROLS=all) runs it")
     if not hasattr(config, "workerinput"):
         sharing.begin()
         os.environ.setdefault(CONTROLS, _today())
@@ -63,9 +64,9 @@ def pytest_report_header() -> str:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Starts and stops come first: later the session's cluster is up. Then what takes longest, the short ones of
     admission between (a process begins with two tests, one after the other); at the end those that need the cluster
-    alone. Of the controls, those that the seed chooses."""
+    alone. Of the controls, those that the seed chooses; what takes long where all of them run."""
     ours = [item for item in items if item.path.parent == HERE]
-    left = [item for item in ours if item.get_closest_marker("control") and not _chosen(item)]
+    left = [item for item in ours if not _chosen(item)]
     if left:
         config.hook.pytest_deselected(items=left)
     rank = {item: _rank(item) for item in ours}
@@ -75,13 +76,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _chosen(item: pytest.Item) -> bool:
     seed = os.environ.get(CONTROLS) or _today()  # not set where pytest was not started on this folder
+    if item.get_closest_marker("full"):
+        return seed == "all"
+    if not item.get_closest_marker("control"):
+        return True
     if seed in ("all", "none"):
         return seed == "all"
     return hashlib.sha256(f"{seed} {item.nodeid}".encode()).digest()[0] % 2 == 0
 
 
 def _rank(item: pytest.Item) -> int:
-    order = ["test_lifecycle.py", "test_chain.py", "test_admission.py", "test_storage.py"]
+    order = ["test_lifecycle.py", "test_chain.py", "test_admission.py", "test_ray.py", "test_storage.py"]
     if item.path.name in order:
         return order.index(item.path.name)
     return len(order) + (item.get_closest_marker("alone") is not None)

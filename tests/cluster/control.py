@@ -54,7 +54,7 @@ def start_api_server(programs: Programs) -> None:
                 "omitStages": ["RequestReceived"],  # a watch is told when it begins
                 "rules": [
                     {"level": "Metadata", "userGroups": ["system:serviceaccounts"],
-                     "resources": [{"group": group} for group in ("", "batch", "kubeflow.org")]},
+                     "resources": [{"group": group} for group in ("", "batch", "kubeflow.org", "ray.io")]},
                     {"level": "None"},
                 ],
             }

@@ -14,6 +14,7 @@ import json
 import sys
 import tarfile
 from dataclasses import dataclass, replace
+from importlib import metadata
 from pathlib import Path
 
 from tests.cluster.place import IMAGES
@@ -22,8 +23,10 @@ from tests.cluster.programs import Programs
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("trainer", "pipelines", "k8s")
 HOME = "/opt/qwenvl-train"
-VENV, SOURCE = f"{HOME}/venv", f"{HOME}/source"
+VENV, SOURCE, SCRIPTS = f"{HOME}/venv", f"{HOME}/source", f"{HOME}/bin"
 REPOSITORIES = {name: f"test.example/qwenvl-train/{name}" for name in ("trainer", "launcher", "prepare")}
+CALLED = ("ray",)
+"""KubeRay starts Ray and submits jobs by it."""
 PAUSE = "test.example/pause:1"
 PAYLOAD = Path(__file__).parent / "payload.py"
 USERS = "root:x:0:0:root:/:/bin/sh\nuser:x:10001:10001:user:/tmp:/bin/sh\n"
@@ -53,6 +56,16 @@ def mounts() -> dict[str, str]:
     return found
 
 
+def scripts() -> dict[str, str]:
+    """Programs of the virtual environment that are called by name: there they begin with its path on the machine."""
+    found = metadata.entry_points(group="console_scripts")
+    return {
+        one.name: f"#!{VENV}/bin/python\nimport sys\nfrom {one.module} import {one.attr}\nsys.exit({one.attr}())\n"
+        for one in found
+        if one.name in CALLED
+    }
+
+
 def make_pause(programs: Programs) -> Image:
     """The image of pod sandboxes."""
     layer = io.BytesIO()
@@ -66,14 +79,20 @@ def make_trainer() -> Image:
     layer = io.BytesIO()
     with tarfile.open(fileobj=layer, mode="w") as tar:
         add_skeleton(tar)
-        for folder in (HOME[1:], VENV[1:], SOURCE[1:]):
+        for folder in (HOME[1:], VENV[1:], SOURCE[1:], SCRIPTS[1:]):
             add_folder(tar, folder)
+        for name, text in scripts().items():
+            add_file(tar, f"{SCRIPTS[1:]}/{name}", text.encode(), mode=0o755)
         for package in PACKAGES:
             compileall.compile_dir(ROOT / package, quiet=1)  # a pod cannot: its root file system is read-only
             tar.add(ROOT / package, f"{SOURCE[1:]}/{package}", filter=_plain)
         add_file(tar, f"{SOURCE[1:]}/payload.py", PAYLOAD.read_bytes())
     settings = {
-        "Env": [f"PATH={VENV}/bin:/usr/local/bin:/usr/bin:/bin", f"PYTHONPATH={SOURCE}", "PYTHONDONTWRITEBYTECODE=1"],
+        "Env": [
+            f"PATH={SCRIPTS}:{VENV}/bin:/usr/local/bin:/usr/bin:/bin",
+            f"PYTHONPATH={SOURCE}",
+            "PYTHONDONTWRITEBYTECODE=1",
+        ],
         "WorkingDir": "/tmp",
     }
     image = archive("trainer", f"{REPOSITORIES['trainer']}:test", layer.getvalue(), settings)

@@ -5,6 +5,7 @@
     go/kubernetes   control (etcd, kube-apiserver, controller-manager, scheduler and kubelet in one binary), pause,
                     training-operator, Kueue
     go/coredns      CoreDNS with the plugins that a test cluster needs
+    go/OTHER        an operator that only some tests need (extras.py), in a folder of the cache of its own
 
 The manifests of training-operator and Kueue come with their modules and are kept beside the binaries, so that a cluster
 starts without the module cache.
@@ -20,7 +21,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,8 @@ from tests.cluster.place import CACHE, CGROUPS, HOME
 from trainer.errors import UsageError
 
 SOURCES = Path(__file__).parent / "go"
+MODULES = ("coredns", "kubernetes")
+"""Folders of SOURCES that every cluster is made from."""
 KUBERNETES = "v1.36.3"
 OPERATOR = "github.com/kubeflow/training-operator"
 KUEUE = "sigs.k8s.io/kueue"
@@ -99,9 +102,13 @@ def doctor(what: str, command: str, lacks: Sequence[str], *, strict: bool, inste
 
 def key() -> str:
     """Digest of all that the programs are made from."""
-    files = [path for path in sorted(SOURCES.rglob("*")) if path.is_file()]
-    content = hashlib.sha256(json.dumps([KUBERNETES, sorted(RENDERED.items()), _flags()]).encode())
-    for path in files:
+    return digest_of([KUBERNETES, sorted(RENDERED.items()), _flags()], MODULES)
+
+
+def digest_of(settings: object, modules: Iterable[str]) -> str:
+    """Of folders of SOURCES, and of what else decides what is built from them: what is built lies under this name."""
+    content = hashlib.sha256(json.dumps(settings).encode())
+    for path in sorted(path for module in modules for path in (SOURCES / module).rglob("*") if path.is_file()):
         content.update(str(path.relative_to(SOURCES)).encode() + b"\0" + path.read_bytes() + b"\0")
     return content.hexdigest()[:12]
 
@@ -204,6 +211,10 @@ def go(at: Path, *arguments: str, cgo: bool = False) -> str:
 
 
 def _kustomize(module: str, path: str) -> str:
-    root = go(SOURCES / "kubernetes", "list", "-m", "-f", "{{.Dir}}", module).strip()
-    command = [str(tool("kubectl")), "kustomize", f"{root}/{path}"]
+    command = [str(tool("kubectl")), "kustomize", str(module_folder(SOURCES / "kubernetes", module) / path)]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def module_folder(at: Path, module: str) -> Path:
+    """Where a module that the go.mod of a folder requires lies in the module cache."""
+    return Path(go(at, "list", "-m", "-f", "{{.Dir}}", module).strip())
