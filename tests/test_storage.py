@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipelines.prepare import swap
 from tests.state.weed import s3
-from trainer import storage
+from trainer import storage, tries
 from trainer.errors import StorageError, UsageError
 
 __all__ = ["s3"]  # the fixture
@@ -63,6 +64,36 @@ def test_a_missing_object_is_a_file_not_found(out: str) -> None:
     for call in (storage.read_bytes, storage.size, storage.sha256_of):
         with pytest.raises(FileNotFoundError):
             call(storage.join(out, "none"))
+
+
+def test_a_missing_bucket_is_no_empty_folder(s3: str) -> None:
+    assert s3
+    for call in (storage.read_bytes, storage.list_dir, lambda uri: storage.read_each([uri])):
+        with pytest.raises(storage.Refused, match="no such bucket"):
+            call("s3://no-such-bucket/none")
+
+
+def test_objects_are_read_at_a_time_and_what_is_gone_is_none(out: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    uris = [storage.join(out, f"each/{number}") for number in range(12)]
+    for number, uri in enumerate(uris[:-1]):
+        storage.write_bytes(uri, b"%d" % number)
+    under_way, most = 0, 0
+    if storage.local_path(out) is None:
+        before = tries.s3_class()._cat_file
+
+        async def counted(*words: Any, **more: Any) -> bytes:
+            nonlocal under_way, most
+            under_way += 1
+            most = max(most, under_way)
+            try:
+                return await before(*words, **more)
+            finally:
+                under_way -= 1
+
+        monkeypatch.setattr(tries.s3_class(), "_cat_file", counted)
+    assert storage.read_each(uris) == [*(b"%d" % number for number in range(11)), None]
+    assert storage.read_each([]) == []
+    assert most == (0 if storage.local_path(out) is not None else 12)
 
 
 def test_create_once_creates_once(out: str) -> None:

@@ -147,9 +147,15 @@ def of_s3(status: str, code: str = "") -> bytes:
     return f"{head}Connection: close\r\n\r\n{body}".encode()
 
 
-@pytest.mark.parametrize(
-    ("answer", "throttled"),
-    [
+def test_a_server_that_asks_for_fewer_requests_has_longer_pauses_than_one_in_trouble(
+    hanging: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tries, "FIRST_WAIT_S", 100.0)
+    monkeypatch.setattr(tries, "MAX_WAIT_S", 0.002)
+    monkeypatch.setattr(tries, "MAX_THROTTLED_WAIT_S", 0.02)
+    pauses, real = [], tries.pause_s
+    monkeypatch.setattr(tries, "pause_s", lambda turn, **more: pauses.append(real(turn, **more)) or pauses[-1])
+    for answer, throttled in [
         (of_s3("503 Slow Down", "SlowDown"), True),
         (of_s3("503 Service Unavailable", "ServiceUnavailable"), True),
         (of_s3("503 Slow Down"), True),
@@ -158,22 +164,32 @@ def of_s3(status: str, code: str = "") -> bytes:
         (of_s3("400 Bad Request", "RequestLimitExceeded"), True),
         (of_s3("500 Internal Error", "InternalError"), False),
         (of_s3("400 Bad Request", "RequestTimeout"), False),
-    ],
-)
-def test_a_server_that_asks_for_fewer_requests_has_longer_pauses_than_one_in_trouble(
-    hanging: Listener, answer: bytes, throttled: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tries, "FIRST_WAIT_S", 100.0)
-    monkeypatch.setattr(tries, "MAX_WAIT_S", 0.002)
-    monkeypatch.setattr(tries, "MAX_THROTTLED_WAIT_S", 0.02)
-    hanging.answers += [answer, answer, answer]
-    pauses, real = [], tries.pause_s
-    monkeypatch.setattr(tries, "pause_s", lambda turn, **more: pauses.append(real(turn, **more)) or pauses[-1])
-    with pytest.raises(StorageError, match="in 3 tries"):
-        storage.write_bytes("s3://b/k", b"x")
-    of_requests = pauses[:3]  # the last is of the call, which is not tried again
-    assert [0.01 <= pause <= 0.03 for pause in of_requests] == [throttled] * 3
-    assert [0.001 <= pause <= 0.003 for pause in of_requests] == [not throttled] * 3
+    ]:
+        hanging.answers += [answer] * 3
+        pauses.clear()
+        with pytest.raises(StorageError, match="in 3 tries"):
+            storage.write_bytes("s3://b/k", b"x")
+        of_requests = pauses[:3]  # the last is of the call, which is not tried again
+        assert [0.01 <= pause <= 0.03 for pause in of_requests] == [throttled] * 3, answer
+        assert [0.001 <= pause <= 0.003 for pause in of_requests] == [not throttled] * 3, answer
+
+
+def test_what_no_time_mends_is_told_from_what_is_renewed(hanging: Listener) -> None:
+    for answer, refused in [
+        (of_s3("403 Forbidden", "AccessDenied"), True),
+        (of_s3("403 Forbidden"), True),
+        (of_s3("403 Forbidden", "SignatureDoesNotMatch"), True),
+        (of_s3("403 Forbidden", "InvalidAccessKeyId"), True),
+        (of_s3("404 Not Found", "NoSuchBucket"), True),
+        (of_s3("400 Bad Request", "ExpiredToken"), False),
+        (of_s3("403 Forbidden", "RequestTimeTooSkewed"), False),
+    ]:
+        for call in (CALLS[0], CALLS[2], CALLS[3]):
+            hanging.answers[:] = [answer] * 5
+            with pytest.raises(StorageError) as told:
+                call()
+            assert isinstance(told.value, storage.Refused) is refused, answer
+            assert told.value.where and told.value.got and told.value.do and told.value.code == StorageError.code
 
 
 @pytest.mark.parametrize(("throttled", "least_s", "most_s"), [(False, 20, 75), (True, 150, 330)])

@@ -18,7 +18,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,6 +35,15 @@ NUM_TRIES = 5
 PART_BYTES = 50 * 1024**2
 HASH_BYTES = 8 * 1024**2
 LOCAL_SCHEMES = ("file://", "local://")
+RENEWED = {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "RequestTimeTooSkewed"}
+"""Refusals of S3 that end by themselves: credentials are renewed, clocks are set."""
+
+
+class Refused(StorageError):
+    """Storage answered, and refused: no rights, no credentials, no such bucket. Nothing of that passes with time.
+
+    The exit code is StorageError's: a rank that meets it is started again, a counted number of times.
+    """
 
 
 # ---------------------------------------------------------------- names
@@ -76,33 +85,38 @@ def _retried(call: Callable[[], T], uri: str, doing: str) -> T:
     """Run `call`, trying again with growing waits on anything that may pass.
 
     Raises:
-        StorageError: after NUM_TRIES, when the caller's patience (trainer/tries.py) is over, or at once when access is
-            refused.
+        StorageError: after NUM_TRIES, or when the caller's patience (trainer/tries.py) is over.
+        Refused: at once, without rights, credentials or a bucket.
     """
     with tries.one_call():
         for turn in range(1, NUM_TRIES + 1):
             try:
                 return call()
-            except (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError):
+            except (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError) as error:
+                if _without_bucket(error):
+                    do = "create the bucket, or check its name and AWS_ENDPOINT_URL"
+                    raise Refused(f"no such bucket to {doing}", where=uri, got=_told(error), do=do) from error
                 raise
             except PermissionError as error:
-                raise StorageError(
-                    f"storage refused to {doing}",
-                    where=uri,
-                    got=_told(error),
-                    do="check the credentials and the bucket's policy",
-                ) from error
+                kind = StorageError if tries.s3_code(error) in RENEWED else Refused
+                do = "check the credentials and the bucket's policy"
+                raise kind(f"storage refused to {doing}", where=uri, got=_told(error), do=do) from error
             except Exception as error:  # each client library has its own tree; all of them end up here
                 if tries.s3_code(error) in ("PreconditionFailed", "412"):
                     raise FileExistsError(uri) from None
                 if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"):
                     do = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-                    raise StorageError(f"no credentials to {doing}", where=uri, got=_told(error), do=do) from error
+                    raise Refused(f"no credentials to {doing}", where=uri, got=_told(error), do=do) from error
                 pause = tries.pause_s(turn)
                 if isinstance(error, tries.GivenUp) or turn == NUM_TRIES or not tries.time_left(pause):
                     raise _gave_up(error, turn, uri, doing) from error
             time.sleep(pause)
     raise AssertionError("not reached")
+
+
+def _without_bucket(error: BaseException) -> bool:
+    """Whether S3 says that there is not even the bucket; answers to HEAD do not say so."""
+    return tries.s3_code(error) == "NoSuchBucket"
 
 
 def _gave_up(error: BaseException, turns: int, uri: str, doing: str) -> StorageError:
@@ -154,6 +168,35 @@ def _read_range(path: str, start: int | None, stop: int | None) -> bytes:
         return file.read() if stop is None else file.read(stop - (start or 0))
 
 
+def read_each(uris: Sequence[str]) -> list[bytes | None]:
+    """The bytes of small objects of one storage, of an object store many at a time; None for what is not there. All
+    together have the time of one call.
+
+    Raises:
+        StorageError: one of them cannot be read.
+    """
+    if not uris or local_path(uris[0]) is not None:
+        return [_read_if_there(uri) for uri in uris]
+    fs, keys = _remote(uris[0])[0], [_remote(uri)[1] for uri in uris]
+    if not getattr(fs, "async_impl", False):
+        return [_read_if_there(uri) for uri in uris]
+
+    def call() -> list[bytes | None]:
+        found = fs.cat_ranges(keys, None, None, on_error="return", **tries.limit(fs))
+        for one in found:
+            if isinstance(one, BaseException) and (not isinstance(one, FileNotFoundError) or _without_bucket(one)):
+                raise one
+        return [None if isinstance(one, FileNotFoundError) else one for one in found]
+
+    return _retried(call, uris[0].rsplit("/", 1)[0], "read")
+
+
+def _read_if_there(uri: str) -> bytes | None:
+    with contextlib.suppress(FileNotFoundError):
+        return read_bytes(uri)
+    return None
+
+
 def read_json(uri: str) -> Any:
     return json.loads(read_bytes(uri))
 
@@ -191,7 +234,9 @@ def list_dir(uri: str) -> list[str]:
         fs, key = _remote(uri)
         try:
             found = fs.ls(key, detail=False, refresh=True, **tries.limit(fs))
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if _without_bucket(error):
+                raise
             return []
         names = {name.rstrip("/").rsplit("/", 1)[1] for name in found if name.rstrip("/") != key} - {""}
         return sorted(name for name in names if not name.startswith(TEMPORARY))

@@ -340,8 +340,10 @@ def test_heartbeats_of_attempts_before_are_read_once(tmp_path: Any, monkeypatch:
         )
         heartbeat.write_heartbeat(str(tmp_path), beat)
     read: list[str] = []
-    before = heartbeat.storage.read_json
-    monkeypatch.setattr(heartbeat.storage, "read_json", lambda uri: read.append(uri[-16:]) or before(uri))
+    before = storage.read_each
+    monkeypatch.setattr(
+        storage, "read_each", lambda uris: read.extend(uri.rsplit("/", 1)[1] for uri in uris) or before(uris)
+    )
     old: set[str] = set()
     assert [progress_of(str(tmp_path), 2, old).step for _ in range(2)] == [2, 2]
     assert sorted(read) == [f"a{n}-worker-0.json" for n in (1, 2, 2, 3, 3)]
