@@ -10,24 +10,29 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from k8s import names
+from k8s.asking import CALL_S, Answers
 from k8s.cleanup import default_run_id
 from k8s.client import connect
 from k8s.cluster import Cluster, example_images, load_cluster
 from k8s.loop import Launcher
 from k8s.names import Run
 from k8s.tasks import Task, task_of
-from trainer import storage
+from trainer import storage, tries
 from trainer.command import PARENT_RUN
 from trainer.errors import ClusterError, Preempted, UsageError
 from trainer.resolve import from_resolved
 
 OWNER = "QWENVL_OWNER"
 """API_VERSION,KIND,NAME,UID of an object whose deletion deletes what a launcher creates: a pipeline's Workflow."""
+
+FILE_S = 60.0
+"""For a cluster file that is an object: how long storage may be away is written in it."""
 
 Say = Callable[[str], None]
 
@@ -58,8 +63,8 @@ def run_step(call: StepCall, *, say: Say | None = None) -> None:
     Raises:
         ClusterError: with the cause's own exit code, when the step failed for good.
     """
-    offered, task = prepared(call)
     say = say or (lambda line: print(line, flush=True))
+    offered, task = prepared(call, say=say)
     with word_at_sigterm(task.step):
         Launcher(connect(offered.namespace), offered, task, say=say, retried=True).launch()
 
@@ -84,26 +89,37 @@ def word_at_sigterm(step: str) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def prepared(call: StepCall) -> tuple[Cluster, Task]:
-    """The cluster file and the step, both checked."""
-    offered, out = load_cluster(call.cluster), call.out
+def prepared(call: StepCall, *, say: Say) -> tuple[Cluster, Task]:
+    """The cluster file and the step, both checked.
+
+    Raises:
+        StorageError: the file cannot be read within FILE_S, or the output not within the file's limits.storage_s.
+    """
+    with tries.patience(FILE_S):
+        offered = load_cluster(call.cluster)
     if examples := example_images(offered):
         raise ClusterError(
             "the cluster file still has the example's images",
             where=f"cluster {offered.name}: {', '.join(f'images.{name}' for name in examples)}",
             do="build the images (images/README.md) and give their digests",
         )
-    if storage.local_path(out) is not None:
+    if storage.local_path(call.out) is not None:
         raise UsageError(
-            "an output on a cluster is an object store's address", where=f"--out {out}", expected="s3://..."
+            "an output on a cluster is an object store's address", where=f"--out {call.out}", expected="s3://..."
         )
-    uri = storage.join(out, "recipe.json")
+    answers = Answers(offered.limits.storage_s, tell=say, clock=time.monotonic, sleep=time.sleep)
+    with tries.patience(CALL_S):
+        return offered, answers.of(lambda: _task(call, offered))
+
+
+def _task(call: StepCall, offered: Cluster) -> Task:
+    uri = storage.join(call.out, "recipe.json")
     recipe = from_resolved(storage.read_json(uri), where=uri)
     run = Run(
-        out=out,
-        id=call.run_id or default_run_id(out),
+        out=call.out,
+        id=call.run_id or default_run_id(call.out),
         accept_changes=tuple(call.accept_changes),
         parent_run=call.parent_run or os.environ.get(PARENT_RUN),
         owner=names.owner_of(os.environ[OWNER]) if os.environ.get(OWNER) else None,
     )
-    return offered, task_of(call.what, recipe, offered, run, stage=call.stage)
+    return task_of(call.what, recipe, offered, run, stage=call.stage)

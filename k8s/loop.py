@@ -23,13 +23,7 @@ from dataclasses import replace
 
 from k8s import decide, logs, names
 from k8s.asking import CALL_S, WAIT_S, Answers, Heartbeats, Look
-from k8s.attempts import (
-    Attempts,
-    attempt_of,
-    excluded_by,
-    never_fits,
-    refuse_suspended,
-)
+from k8s.attempts import Attempts, attempt_of, excluded_by, never_fits, refuse_suspended
 from k8s.client import Api, Exists, Json, QuotaExceeded, Unreachable, kind_of
 from k8s.cluster import Cluster
 from k8s.decide import Again, Ended, Progress, Stop, Trail, Wait
@@ -97,9 +91,7 @@ class Launcher:
         self._told: set[Event] = set()
         self._complaints: dict[str, str] = {}
         self._waiting_since: float | None = None
-        self.answers = Answers(
-            cluster.limits.storage_s, tell=lambda text: self._complain("storage", text), clock=clock, sleep=sleep
-        )
+        self.answers = Answers(cluster.limits.storage_s, tell=self.say, clock=clock, sleep=sleep)
         self._heartbeats = Heartbeats(task.progress, clock=clock)
         self._look_before: Look | None = None
 
@@ -126,12 +118,23 @@ class Launcher:
 
     def create(self) -> None:
         """Create the next attempt and leave it: nobody watches it, and the reaper lets it be. One that is under way is
-        left as it is."""
-        if self._verified():
-            self.say("done already, its result verifies")
-            return
-        if self._view is None:
-            self._view = self._mirror()
+        left as it is.
+
+        Raises:
+            ClusterError, StorageError: as launch().
+        """
+        with tries.patience(CALL_S):
+            if self._verified():
+                self.say("done already, its result verifies")
+                return
+            if self._view is None:
+                self._view = self._mirror()
+            try:
+                self._create()
+            finally:
+                self.view.close()
+
+    def _create(self) -> None:
         try:
             job, attempt = self._newest(adopt=False)
             if job is not None:
@@ -140,8 +143,6 @@ class Launcher:
             self._begun(self._created(attempt), attempt)
         except Exists as there:  # a launcher beside us was quicker, and watches it perhaps: it stays as it is
             self.say(f"{there} is under way already")
-        finally:
-            self.view.close()
 
     def let_go(self) -> list[str]:
         """A person stops watching: the job goes on, and the reaper lets it be. Names of such jobs."""
@@ -405,8 +406,8 @@ class Launcher:
     def _progress(self, attempt: int) -> Look:
         """Without progress while storage does not answer."""
         look = self._heartbeats.newest(attempt)
-        if look.error is not None:
-            self._complain("heartbeats", f"no heartbeats to be had, storage does not answer: {look.error.what}")
+        if look.trouble:
+            self._complain("slow looks" if look.late else "heartbeats", look.trouble)
         elif look.progress is not None and look is not self._look_before:
             self._complain("heartbeats", "")
             with tries.patience(WAIT_S):

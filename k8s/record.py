@@ -1,9 +1,11 @@
 """What became of a step's attempts, in storage: a launcher that is lost, and jobs that are removed, take no history
 with them.
 
-    OUT/launches/STEP/IDENTITY-0001.json     written when attempt 1 has been created, again when it has ended
+    OUT/launches/STEP/IDENTITY-0001-1.json     written when attempt 1 has been created
+    OUT/launches/STEP/IDENTITY-0001-2.json     when it has ended; of several the highest number counts
 
-One writer: the launcher that owns the job. An attempt is counted from what stands here first, from the jobs that are
+None is overwritten: a write that was given up, and that a server takes late, must not replace a newer record. One
+writer: the launcher that owns the job. An attempt is counted from what stands here first, from the jobs that are
 still there second. A launcher that gives a step up closes its history: whoever starts the step again begins to count
 anew, but never takes a number twice.
 """
@@ -11,6 +13,8 @@ anew, but never takes a number twice.
 from __future__ import annotations
 
 import contextlib
+import itertools
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -72,6 +76,8 @@ class Records:
         self._known: dict[int, Record] = {}
         self._behind: set[int] = set()
         """Attempts whose record in storage is older than what is known."""
+        self._numbers: dict[int, int] = {}
+        """The highest number of an attempt's records in storage."""
 
     def read(self) -> list[Record]:
         """All of them, by attempt.
@@ -81,11 +87,13 @@ class Records:
         """
         if self.uri is not None:
             folder = storage.join(self.uri, self.step)
-            for name in storage.list_dir(folder):
-                if name.startswith(f"{self.identity}-") and name.endswith(".json"):
-                    record = _record(storage.join(folder, name))
-                    if record is not None:
-                        self._known[record.attempt] = record
+            named = {key: name for name in storage.list_dir(folder) if (key := self._attempt_and_number(name))}
+            order = sorted(named)
+            contents = storage.read_each([storage.join(folder, named[key]) for key in order])
+            for (attempt, number), content in zip(order, contents, strict=True):
+                self._numbers[attempt] = number
+                if (record := _record(content)) is not None:
+                    self._known[attempt] = record
         return [self._known[number] for number in sorted(self._known)]
 
     def knows(self, attempt: int) -> bool:
@@ -132,9 +140,19 @@ class Records:
         if self.uri is None:
             return
         self._behind.add(record.attempt)
-        uri = storage.join(self.uri, self.step, f"{self.identity}-{record.attempt:04d}.json")
-        storage.write_json(uri, record.model_dump(mode="json"))
+        content = storage.json_bytes(record.model_dump(mode="json"))
+        for number in itertools.count(self._numbers.get(record.attempt, 0) + 1):
+            name = f"{self.identity}-{record.attempt:04d}-{number}.json"
+            with contextlib.suppress(FileExistsError):  # an earlier write, given up and taken late
+                storage.create_once(storage.join(self.uri, self.step, name), content)
+                self._numbers[record.attempt] = number
+                break
         self._behind.discard(record.attempt)
+
+    def _attempt_and_number(self, name: str) -> tuple[int, int] | None:
+        """Of an object's name; older records have no number."""
+        match = re.fullmatch(rf"{re.escape(self.identity)}-(\d+)(?:-(\d+))?\.json", name)
+        return (int(match[1]), int(match[2] or 0)) if match else None
 
 
 def refuse_given_up(records: Sequence[Record], run: str, *, now: float) -> None:
@@ -157,11 +175,13 @@ def refuse_given_up(records: Sequence[Record], run: str, *, now: float) -> None:
         raise error
 
 
-def _record(uri: str) -> Record | None:
-    """One record; None for what this version cannot read, which must not keep a step from running."""
+def _record(content: bytes | None) -> Record | None:
+    """None for what this version cannot read, which must not keep a step from running."""
+    if content is None:
+        return None
     try:
-        return Record.model_validate_json(storage.read_bytes(uri))
-    except (ValidationError, FileNotFoundError):
+        return Record.model_validate_json(content)
+    except ValidationError:
         return None
 
 

@@ -118,7 +118,8 @@ def launch(asked: argparse.Namespace) -> int:
             stage=stage,
             accept_changes=_accepted(stage, asked.accept_changes),
             run_id=asked.run_id,
-        )
+        ),
+        say=_say,
     )
     api = connect(offered.namespace)
     if asked.verb == "create":

@@ -40,7 +40,8 @@ def test_attempts_whose_jobs_are_gone_are_counted_from_storage(tmp_path: Path) -
         launcher = Bench().launcher(records=str(tmp_path))
         assert launcher._newest() == (None, attempt)
         launcher._begun(launcher._created(attempt), attempt)  # both are lost here
-    assert [path.name.rsplit("-", 1)[1] for path in sorted(tmp_path.glob("sft/*"))] == ["0001.json", "0002.json"]
+    stored = sorted(path.name[-11:] for path in tmp_path.glob("sft/*"))
+    assert stored == ["0001-1.json", "0001-2.json", "0002-1.json"], "the first with its end"
 
 
 def test_without_progress_counts_over_launchers_and_removed_jobs(tmp_path: Path) -> None:
@@ -108,7 +109,7 @@ def test_records_that_cannot_be_read_stop_the_launcher_and_one_that_cannot_be_wr
         with pytest.raises(StorageError):
             bench.launch(records=str(tmp_path))
     assert bench.jobs() == []
-    monkeypatch.setattr(storage, "write_json", _raises(down))
+    monkeypatch.setattr(storage, "create_once", _raises(down))
     script(bench, bench.finish)
     bench.launch(records=str(tmp_path))
     assert bench.heard("the record of attempt 1 was not stored") and bench.heard("done, attempt 1")

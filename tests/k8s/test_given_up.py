@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
 from k8s import names
 from k8s.loop import Launcher
-from k8s.record import GIVEN_UP_S
+from k8s.record import GIVEN_UP_S, Records
 from tests.k8s.bench import Bench, a_record, another, script, under_way
 from tests.k8s.test_attempts import remove_jobs
 from trainer.errors import ClusterError
@@ -25,8 +24,8 @@ def test_a_step_that_was_given_up_may_be_tried_again_under_a_new_number(tmp_path
     script(again, again.finish)
     again.launch(records=str(tmp_path))
     assert again.jobs()[0].endswith("-a2")
-    ends = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("sft/*.json"))]
-    assert [(one["end"]["decision"], one["closed"], one["run"]) for one in ends] == [
+    stored = Records(str(tmp_path), "sft", first.task().run.identity, say=print).read()
+    assert [(one.end and one.end.decision, one.closed, one.run) for one in stored] == [
         ("permanent", True, "run-1"),
         ("done", True, "run-2"),
     ]

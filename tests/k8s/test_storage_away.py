@@ -4,12 +4,14 @@ decided on, no record is lost, nothing waits beyond its limit."""
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ import pytest
 from k8s import asking, loop
 from k8s.cluster import load_cluster
 from k8s.decide import Progress
+from k8s.launcher import StepCall, prepared
 from k8s.loop import Launcher
 from k8s.names import Run
 from k8s.pytorchjob import render_stage
@@ -28,6 +31,7 @@ from tests.k8s.server import ApiServer
 from tests.state.weed import BUCKET, program, s3_process
 from trainer import heartbeat, storage, tries
 from trainer.errors import StorageError
+from trainer.resolve import resolved
 
 SIGN_TO_DECISION_S = 10.0
 
@@ -86,14 +90,17 @@ class Away:
 
         self.server.change(act)
 
+    def hang(self) -> None:
+        """The server takes requests and answers none, from here on."""
+        self.s3.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.s3.pid, os.WSTOPPED)
+
     def jobs(self) -> list[str]:
         with self.server.lock:
             return [name for plural, name in self.server.memory.objects if plural == "pytorchjobs"]
 
     def records(self) -> list[Record]:
-        folder = storage.join(self.out, "launches", "sft")
-        names = storage.list_dir(folder)
-        return [Record.model_validate_json(storage.read_bytes(storage.join(folder, name))) for name in names]
+        return records_of(self.out, Run(out=self.out, id="run-1", stage_digest="d").identity)
 
     def heard(self, text: str) -> bool:
         return any(text in line for line in self.said)
@@ -111,6 +118,11 @@ class Away:
         if self.thread is not None:
             self.thread.join(60)
         self.server.stop()
+
+
+def records_of(out: str, identity: str) -> list[Record]:
+    """As the next launcher reads them."""
+    return Records(storage.join(out, "launches"), "sft", identity, say=print).read()
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +176,7 @@ def test_a_pod_that_fails_while_storage_hangs_is_decided_on_and_its_record_comes
     launcher = away.launcher()
     away.start(launcher)
     away.running()
-    away.s3.send_signal(signal.SIGSTOP)
+    away.hang()
     in_the_middle_of_a_look(launcher, away)
     away.fail()
     if not bounded:
@@ -180,10 +192,46 @@ def test_a_pod_that_fails_while_storage_hangs_is_decided_on_and_its_record_comes
     assert first.attempt == 1 and first.end is not None and first.end.code == 139
 
 
+@pytest.mark.parametrize("first", ["the task", "the attempt that is created and left"])
+def test_the_first_calls_of_a_launcher_wait_for_storage_that_hangs_and_no_longer_than_its_limit(
+    away: Away, first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("k8s.launcher.CALL_S", 1.0)
+    storage.write_json(storage.join(away.out, "recipe.json"), resolved(RECIPE))
+    text = (resources.files("k8s") / "clusters" / "test.yaml").read_text(encoding="utf-8").replace("0" * 64, "1" * 64)
+    made: list[object] = []
+
+    def ask(storage_s: int) -> threading.Thread:
+        def run() -> None:
+            try:
+                if first == "the task":
+                    cluster = text.replace("limits: {", f"limits: {{storage_s: {storage_s}, ")
+                    made.append(prepared(StepCall("prepare-data", cluster, away.out), say=away.said.append))
+                else:
+                    away.launcher(f"limits.storage_s={storage_s}").create()
+                    made.append("created")
+            except BaseException as error:
+                away.error = error
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        return thread
+
+    away.hang()
+    ask(storage_s=1).join(60)
+    assert isinstance(away.error, StorageError) and made == [], "a launcher that storage holds up ends"
+    away.error, away.said[:] = None, []
+    thread = ask(storage_s=600)
+    away.until(lambda: away.heard("storage does not answer, asked again"), "the word")
+    away.s3.send_signal(signal.SIGCONT)
+    thread.join(60)
+    assert len(made) == 1 and away.error is None
+
+
 def test_a_record_that_could_not_be_stored_is_caught_up_and_never_forgotten(away: Away) -> None:
     said: list[str] = []
     records = Records(storage.join(away.out, "launches"), "sft", "d", say=said.append)
-    away.s3.send_signal(signal.SIGSTOP)
+    away.hang()
     with tries.patience(0.5):
         records.begin(1, job="j", uid="u", run="r")
         assert "not stored yet" in said[0]
@@ -191,11 +239,39 @@ def test_a_record_that_could_not_be_stored_is_caught_up_and_never_forgotten(away
         with pytest.raises(StorageError):
             records.end(1, loop.Ended("retry", 139, "x"), closed=False)
     away.s3.send_signal(signal.SIGCONT)
-    away.records()  # the server answers again
+    records_of(away.out, "d")  # the server answers again
     time.sleep(1)  # it may still take the writes that were given up
     records.catch_up()
-    (stored,) = away.records()
+    (stored,) = records_of(away.out, "d")
     assert stored.uid == "u" and stored.end is not None and stored.end.code == 139
+
+
+@pytest.mark.parametrize("takes", ["before the next", "after the next", "after the next, without its condition"])
+def test_a_write_that_was_given_up_and_is_taken_late_replaces_no_newer_record(
+    away: Away, takes: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a hung server does when it goes on; whether it takes a stopped one's writes is not for a test to choose."""
+    records = Records(storage.join(away.out, "launches"), "sft", "d", say=away.said.append)
+    late: list[tuple[str, bytes]] = []
+
+    def hangs(uri: str, data: bytes) -> bool:
+        late.append((uri, data))
+        raise StorageError("storage did not create")
+
+    with monkeypatch.context() as hanging:
+        hanging.setattr(storage, "create_once", hangs)
+        records.begin(1, job="j", uid="u", run="r")
+    (given_up,) = late
+    if takes == "before the next":
+        storage.create_once(*given_up)
+    records.end(1, loop.Ended("retry", 139, "x"), closed=False)
+    if takes == "after the next":
+        with pytest.raises(FileExistsError):
+            storage.create_once(*given_up)
+    elif takes != "before the next":
+        storage.write_bytes(*given_up)  # the control
+    (stored,) = records_of(away.out, "d")
+    assert (stored.end is not None) is ("without" not in takes)
 
 
 def test_storage_that_is_gone_for_too_long_ends_the_launcher_with_its_word(away: Away) -> None:
