@@ -450,5 +450,9 @@ def api_client() -> Any:
 
 
 def connect(namespace: str) -> KubernetesApi:
-    """One namespace of that cluster. Raises what api_client raises."""
+    """One namespace of the cluster that api_client knows.
+
+    Raises:
+        ClusterError: there is none.
+    """
     return KubernetesApi(namespace, load=api_client)

@@ -133,7 +133,7 @@ def test_html_is_compared_by_its_tree(found, wanted, want):
 
 
 def test_means_are_over_the_answers_that_have_the_figure():
-    assert scores.mean_scores([{"correct": 1.0, "error": 2.0}, {"correct": 0.0}]) == {"correct": 0.5, "error": 2.0}
+    assert scores.overall_scores([{"correct": 1.0, "error": 2.0}, {"correct": 0.0}]) == {"correct": 0.5, "error": 2.0}
 
 
 @pytest.mark.parametrize("task", ["box", "point", "time", "count", "number"])
@@ -162,7 +162,7 @@ def test_three_numbers_are_no_box():
 
 def test_one_absurd_answer_does_not_make_the_figure_of_all():
     errors = [{"correct": 0.0, "error": error} for error in (1.0, 2.0, 1e60)]
-    assert scores.mean_scores(errors) == {"correct": 0.0, "error": 2.0}
+    assert scores.overall_scores(errors) == {"correct": 0.0, "error": 2.0}
 
 
 @pytest.mark.parametrize("digits", [60, 400, 5000])

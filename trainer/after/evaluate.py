@@ -26,7 +26,7 @@ from trainer import handover, storage
 from trainer.after import held_out, losses, opening, pictures, tasks
 from trainer.after.held_out import Item
 from trainer.after.losses import Loss
-from trainer.after.scores import mean_scores
+from trainer.after.scores import overall_scores
 from trainer.after.tasks import Task
 from trainer.errors import UsageError
 from trainer.handover import StageResult
@@ -182,12 +182,12 @@ def _task_rows(
     scored = [
         [tasks.score(task, answers[i]) for task, i in zip(members, places, strict=True)] for answers in (before, after)
     ]
-    means = [mean_scores(one) for one in scored]
+    before_all, after_all = map(overall_scores, scored)
     rows = {}
-    for figure in sorted({*means[0], *means[1]}):
+    for figure in sorted({*before_all, *after_all}):
         label = f"{name}_accuracy" if figure == "correct" else f"{name}_{figure}"
         counted = sum(figure in one for one in scored[1])
-        rows[label] = {"before": means[0].get(figure), "after": means[1].get(figure), "n": counted}
+        rows[label] = {"before": before_all.get(figure), "after": after_all.get(figure), "n": counted}
     return rows
 
 

@@ -83,7 +83,7 @@ def score(key: Key, text: str, frame: Frame | None = None) -> dict[str, float]:
     return {name: figure for name, figure in found.items() if math.isfinite(figure)}  # 400 digits are no number
 
 
-def mean_scores(scores: Sequence[dict[str, float]]) -> dict[str, float]:
+def overall_scores(scores: Sequence[dict[str, float]]) -> dict[str, float]:
     """Every figure over the answers that have it: the mean, but of UNBOUNDED ones the median."""
     values = {name: [one[name] for one in scores if name in one] for name in sorted({n for one in scores for n in one})}
     return {
