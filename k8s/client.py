@@ -445,7 +445,13 @@ def api_client() -> Any:
             # Named here: the client reads the variable once, when it is imported.
             config.load_kube_config(os.environ.get("KUBECONFIG"), client_configuration=configuration)
         except config.ConfigException as error:
-            raise ClusterError("no cluster", got=str(error), do="set KUBECONFIG, or run in a pod") from None
+            raise ClusterError(
+                "no cluster to talk to",
+                where=f"KUBECONFIG={os.environ.get('KUBECONFIG', '')}",
+                expected="a kubeconfig with a current context, or a pod with a service account",
+                got=str(error),
+                do="set KUBECONFIG, or run in a pod",
+            ) from None
     return client.ApiClient(configuration)
 
 

@@ -7,11 +7,12 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from k8s.client import CONFIG_MAPS, EVENTS, PYTORCH_JOBS, Conflict, Exists, KubernetesApi, Unreachable
+from k8s.client import CONFIG_MAPS, EVENTS, PYTORCH_JOBS, Conflict, Exists, KubernetesApi, Unreachable, connect
 from k8s.logs import Follower
 from trainer.errors import ClusterError
 
@@ -190,6 +191,16 @@ def test_lists_are_read_to_the_last_page(server: Server) -> None:
     server.answer = answer
     assert an_api(server).list(PYTORCH_JOBS, {"a/b": "c"}) == [{"n": 1}, {"n": 2}]
     assert "labelSelector=a%2Fb%3Dc" in server.asked[0][1]
+
+
+def test_without_a_cluster_the_file_that_was_looked_for_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    with pytest.raises(ClusterError, match="no cluster to talk to") as told:
+        connect("a")
+    assert told.value.where == f"KUBECONFIG={tmp_path / 'none'}" and told.value.got and told.value.do
 
 
 def test_a_log_that_breaks_off_goes_on_without_a_line_twice(server: Server) -> None:
