@@ -16,6 +16,8 @@ from tests.cluster.programs import Programs
 
 Json = dict[str, Any]
 POLICIES = Path(__file__).parent / "policies.yaml"
+AUDITED = ("", "batch", "kubeflow.org", "ray.io", "trainer.kubeflow.org")
+"""API groups of what a launcher may ask for."""
 
 
 def kubectl(*arguments: object, text: str | None = None, check: bool = True) -> str:
@@ -54,7 +56,7 @@ def start_api_server(programs: Programs) -> None:
                 "omitStages": ["RequestReceived"],  # a watch is told when it begins
                 "rules": [
                     {"level": "Metadata", "userGroups": ["system:serviceaccounts"],
-                     "resources": [{"group": group} for group in ("", "batch", "kubeflow.org", "ray.io")]},
+                     "resources": [{"group": group} for group in AUDITED]},
                     {"level": "None"},
                 ],
             }

@@ -15,18 +15,18 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from k8s import names
+from k8s import names, pytorchjob, trainjob
 from k8s.client import KubernetesApi
 from k8s.cluster import Cluster
 from k8s.loop import Launcher
 from k8s.names import Run
-from k8s.pytorchjob import Rendered, render_stage, spec_sha256
+from k8s.pytorchjob import Rendered, spec_sha256
 from k8s.record import FOLDER
 from k8s.tasks import Task, progress_of
 from trainer import storage
 from trainer.errors import QwenVLError
 from trainer.recipe import STAGES, Recipe
-from trainer.resolve import load_recipe
+from trainer.resolve import digest, load_recipe
 
 Json = dict[str, Any]
 
@@ -37,7 +37,7 @@ class Dying(KubernetesApi):
     moment: str | None = None
 
     def create(self, body: Json, *, dry_run: bool = False) -> Json:
-        job = body["kind"] == "PyTorchJob" and not dry_run
+        job = body["kind"] in ("PyTorchJob", "TrainJob") and not dry_run
         if job and self.moment == "before create":
             die()
         made = super().create(body, dry_run=dry_run)
@@ -79,7 +79,8 @@ def launch(spec: Json, say: Callable[[str], None]) -> None:
     run = Run(out=spec["out"], id=spec.get("run_id", "run-1"), stage_digest="payload")
 
     def render(one: Run) -> Rendered:
-        return with_payload(render_stage(recipe, "sft", cluster, one), spec)
+        renderer = trainjob if cluster.job_kind == "TrainJob" else pytorchjob
+        return with_payload(renderer.render_stage(recipe, "sft", cluster, one), spec)
 
     def finished() -> bool:
         found = storage.exists(done)
@@ -119,11 +120,14 @@ def recipe_on(stage: str, pool: str = "gpu", nodes: int = 2, gpus: int = 8) -> R
 
 def with_payload(rendered: Rendered, spec: Json) -> Rendered:
     """The rendered job with payload.py in the place of trainer.train, one rank a pod; the digest is made anew."""
-    template = rendered.job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]
+    job, (template,) = rendered.job, rendered.templates()
     container = template["spec"]["containers"][0]
     own, rest = container["args"][: container["args"].index("--")], container["args"]
     own[own.index("--nproc-per-node") + 1] = "1"
-    rendered.job["spec"]["nprocPerNode"] = "1"
+    if rendered.runtime is None:
+        job["spec"]["nprocPerNode"] = "1"
+    else:
+        job["spec"]["trainer"]["numProcPerNode"] = 1
     out, stage = rest[rest.index("--out") + 1], rest[rest.index("--stage") + 1]
     container["args"] = [*own, "--module", "payload", "--heartbeat", "2", "--", "--out", out, "--stage", stage]
     container["args"].append(json.dumps(spec["payload"], sort_keys=True))
@@ -135,7 +139,10 @@ def with_payload(rendered: Rendered, spec: Json) -> Rendered:
         container["resources"]["requests"]["memory"] = spec["memory"]
     if "image" in spec:
         container["image"] = spec["image"]
-    rendered.job["metadata"]["annotations"][names.SPEC] = spec_sha256(rendered.job)
+    job["metadata"]["annotations"][names.SPEC] = spec_sha256(job)
+    if rendered.runtime is not None:
+        mark = rendered.runtime["metadata"]["annotations"][names.SPEC] = spec_sha256(rendered.runtime)
+        job["metadata"]["annotations"][names.SPEC] = digest([mark, spec_sha256(job)])
     return rendered
 
 

@@ -36,8 +36,8 @@ def install_training_operator(programs: Programs) -> None:
         if one["kind"] not in NOT_APPLIED
         and (one["kind"] != "CustomResourceDefinition" or one["metadata"]["name"] == "pytorchjobs.kubeflow.org")
     ]
-    folder = _certificates(OPERATOR, "kubeflow", "training-operator", "training-operator")
-    service = _webhook("kubeflow", "training-operator", "training-operator-webhook-cert", folder, 9443)
+    folder = certificates(OPERATOR, "kubeflow", "training-operator", "training-operator")
+    service = webhook_service("kubeflow", "training-operator", "training-operator-webhook-cert", folder, 9443)
     apply([*objects, *service])
 
 
@@ -63,8 +63,8 @@ def install_kueue(programs: Programs) -> None:
         if one["kind"] not in NOT_APPLIED
     ]
     objects.sort(key=lambda one: "WebhookConfiguration" in one["kind"])  # last: they match Pods and Jobs
-    folder = _certificates(KUEUE, "kueue-system", "kueue", "kueue-webhook-service")
-    service = _webhook("kueue-system", "kueue-webhook-service", "kueue-webhook-server-cert", folder, 9453)
+    folder = certificates(KUEUE, "kueue-system", "kueue", "kueue-webhook-service")
+    service = webhook_service("kueue-system", "kueue-webhook-service", "kueue-webhook-server-cert", folder, 9453)
     apply([*objects, *service])
 
 
@@ -104,8 +104,8 @@ def _try(text: str) -> bool:
     return True
 
 
-def _certificates(name: str, namespace: str, common: str, service: str) -> Path:
-    """As the operator's own rotator would make them: RSA, and a CA with a name of its own."""
+def certificates(name: str, namespace: str, common: str, service: str) -> Path:
+    """Of an operator's webhook. As the operator's own rotator would make them: RSA, and a CA with a name of its own."""
     folder = RUN / "certificates" / name
     ca = pki.authority(folder, f"{common}-ca", organization=common, names=(f"{common}-ca",), rsa_key=True)
     host = f"{service}.{namespace}.svc"
@@ -113,7 +113,8 @@ def _certificates(name: str, namespace: str, common: str, service: str) -> Path:
     return folder
 
 
-def _webhook(namespace: str, service: str, secret: str, folder: Path, target: int) -> list[Json]:
+def webhook_service(namespace: str, service: str, secret: str, folder: Path, target: int) -> list[Json]:
+    """The Service that a webhook's configuration names, with the process beside the cluster as its only endpoint."""
     files = ("ca.crt", "ca.key", "tls.crt", "tls.key")
     endpoint_port = {"name": "webhook", "port": target, "protocol": "TCP"}
     return [

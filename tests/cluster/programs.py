@@ -162,7 +162,7 @@ def build(say: Callable[[str], None] = print) -> Programs:
             (new / "bin" / name).symlink_to("control")
         (new / "manifests").mkdir()
         for name, (module, path) in RENDERED.items():
-            (new / "manifests" / f"{name}.yaml").write_text(_kustomize(module, path))
+            (new / "manifests" / f"{name}.yaml").write_text(kustomized("kubernetes", module, path))
     return Programs(place)
 
 
@@ -210,11 +210,8 @@ def go(at: Path, *arguments: str, cgo: bool = False) -> str:
     return done.stdout
 
 
-def _kustomize(module: str, path: str) -> str:
-    command = [str(tool("kubectl")), "kustomize", str(module_folder(SOURCES / "kubernetes", module) / path)]
+def kustomized(folder: str, module: str, path: str) -> str:
+    """What a kustomization of a module renders; the go.mod of a folder of SOURCES says which version."""
+    root = go(SOURCES / folder, "list", "-m", "-f", "{{.Dir}}", module).strip()
+    command = [str(tool("kubectl")), "kustomize", f"{root}/{path}"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
-def module_folder(at: Path, module: str) -> Path:
-    """Where a module that the go.mod of a folder requires lies in the module cache."""
-    return Path(go(at, "list", "-m", "-f", "{{.Dir}}", module).strip())

@@ -12,7 +12,7 @@ from k8s.client import VERBS
 from k8s.loop import Launcher
 from k8s.names import Run
 from k8s.tasks import task_of
-from tests.cluster.bench import Bench, Launching, chart
+from tests.cluster.bench import Bench, Json, Launching, chart
 from tests.cluster.conftest import Reached
 from tests.cluster.launching import api_of
 from trainer.resolve import load_recipe
@@ -28,8 +28,13 @@ def requests_of(bench: Bench) -> Iterator[tuple[str, str, int]]:
         yield f"{what.get('apiGroup', '')}/{resource}", event["verb"], event["responseStatus"]["code"]
 
 
-def granted(bench: Bench) -> set[tuple[str, str]]:
-    (role,) = [one for one in chart(bench.namespace) if one["kind"] == "Role"]
+def role_of(bench: Bench, *kinds: str) -> Json:
+    """The chart's Role; kinds: of its values rbac.kinds."""
+    (role,) = [one for one in chart(bench.namespace, *kinds) if one["kind"] == "Role"]
+    return role
+
+
+def granted(role: Json) -> set[tuple[str, str]]:
     return {
         (f"{group}/{resource}", verb)
         for rule in role["rules"]
@@ -60,8 +65,9 @@ def test_the_launcher_uses_every_verb_that_it_is_granted_and_no_other(bench: Ben
     used = {(resource, verb) for resource, verb, _ in requests_of(bench)}
     refused = [entry for entry in requests_of(bench) if entry[2] in (401, 403)]
     assert refused == []
-    assert used == granted(bench), "used and not granted, or granted and not used"
-    assert {resource for resource, _ in granted(bench)} == set(VERBS)
+    ours = granted(role_of(bench))
+    assert used == ours, "used and not granted, or granted and not used"
+    assert {resource for resource, _ in ours} == set(VERBS)
 
 
 def _prepare(bench: Bench, run_id: str) -> Launching:
