@@ -14,7 +14,7 @@ import fsspec
 import pytest
 import yaml
 
-from k8s.cleanup import reap, remove_owned
+from k8s.cleanup import reap, remove_owned, stop
 from k8s.client import RAY_JOBS, Json, Kind
 from k8s.kinds import kinds_of
 from k8s.loop import Launcher
@@ -74,6 +74,12 @@ def at_work(ray: Bench) -> Json | None:
     return job if job.get("status", {}).get("jobStatus") == "RUNNING" else None
 
 
+def names_of(ray: Bench) -> list[str]:
+    """Of the head and its workers, once all are there."""
+    found = [pod["metadata"]["name"] for pod in ray.pods(step=STEP)]
+    return found if len(found) == 1 + WORKERS else []
+
+
 def data_of(out: str) -> dict[str, str]:
     """sha256 of every file below OUT/data, by its name."""
     files = fsspec.filesystem("s3", skip_instance_cache=True, use_listings_cache=False)
@@ -123,16 +129,22 @@ def test_an_error_of_the_step_is_told_with_its_own_code_and_is_permanent(ray: Be
     assert (job["status"]["jobDeploymentStatus"], job["status"]["reason"]) == ("Failed", "AppFailed")
 
 
-def test_a_run_that_is_terminated_takes_its_rayjob_with_it_by_the_charts_role(ray: Bench, reached: Reached) -> None:
+def test_one_that_a_person_suspended_comes_back_and_goes_with_its_terminated_run_by_the_charts_role(
+    ray: Bench, reached: Reached
+) -> None:
     before = ray.objects()
-    first = launched(ray, "run-1")
-    ray.until("Ray's pods", lambda: len(ray.pods(step=STEP)) == 1 + WORKERS)
-    second = launched(ray, "run-2")
-    ray.until("the adoption", lambda: second.heard("adopted"))
     api, kinds = api_of(str(ray.launcher), ray.namespace), kinds_of(ray.cluster)
+    first = launched(ray, "run-1")
+    pods = ray.until("Ray's pods", lambda: names_of(ray))
+    assert len(stop(api, out=ray.out, suspend=True, kinds=kinds)) == 1
+    assert "suspended by a person" in str(first.ended(60))
+    ray.until("no pods", lambda: ray.items("pods") == [])
+    second = launched(ray, "run-2")
+    ray.until("other pods", lambda: names_of(ray))
+    assert second.heard("adopted") and not set(pods) & set(names_of(ray))
     assert remove_owned(api, out=ray.out, owner="run-1", kinds=kinds) == []
     assert len(remove_owned(api, out=ray.out, owner="run-2", kinds=kinds)) == 1
-    assert first.ended(60) is not None and "the job is gone" in str(second.ended(60))
+    assert "the job is gone" in str(second.ended(60))
     ray.until("nothing that is left", lambda: not ray.objects() - before - OF_THE_NAMESPACE)
     assert rayjobs(ray) == [] and ray.api.list(CLUSTERS, {}) == []
     if reached.own:
