@@ -88,7 +88,7 @@ else
 	  tests/cluster --ignore tests/cluster/test_lifecycle.py
 endif
 
-test-cluster-full: ## the same with every control, and a minute without an API server
+test-cluster-full: ## the same with every control, RayJobs, TrainJobs, and a minute without an API server
 	TEST_CONTROLS=all TEST_AWAY_S=60 $(MAKE) test-cluster
 
 test-kfp: export QWENVL_TEST_CLUSTER ?= kfp
