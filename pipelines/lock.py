@@ -3,7 +3,8 @@
 The kernel holds the lock (flock), so it is free the moment its holder is gone, however it ended; what is written in
 the file only names the holder. Processes of a run that was killed may live a moment longer than its top: they carry
 its session in their environment and are waited for, then ended. An output in object storage has no such lock: there
-the create-once objects of the stages keep two runs from mixing, and nothing names the other run.
+the create-once objects of the stages keep two runs from mixing, and nothing names the other run. Shards that are
+ingested there have one of their own kind (pipelines/lease.py).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from pipelines import processes, session
 from trainer import storage
@@ -28,8 +30,12 @@ GONE_LIMIT_S = 10.0
 
 
 @contextlib.contextmanager
-def held(out: str, session_folder: str = "") -> Iterator[None]:
+def held(out: str, session_folder: str = "", *, name: str = NAME, stays: bool = True) -> Iterator[None]:
     """Hold the output for this process; a run has a session folder, a command of its own has none.
+
+    Args:
+        name: of the lock's file in the output.
+        stays: whether the file is there afterwards, empty; if not, a folder with nothing else goes with it.
 
     Raises:
         OutputInUse: another run lives in it; the message names its pid and host.
@@ -39,23 +45,44 @@ def held(out: str, session_folder: str = "") -> Iterator[None]:
     if path is None:
         yield
         return
-    folder = _folder(path)
-    with (folder / NAME).open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise _in_use(file.name, out) from None
+    with _locked(path, name, out) as file:
         _end_leftovers(_holder(file.name))
         file.seek(0)
         file.truncate()
-        about = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-        json.dump({**about, "session": session_folder}, file)
+        json.dump({**about(), "session": session_folder}, file)
         file.flush()
         try:
             yield
         finally:
             file.seek(0)
             file.truncate()
+            if not stays:
+                Path(file.name).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # there is something else in it
+                    os.rmdir(path)
+
+
+def about() -> dict:
+    """Who holds a lock, for whoever finds it taken."""
+    return {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+
+
+def _locked(path: str, name: str, out: str) -> TextIO:
+    """The lock's file, locked. One that its last holder removed while this process opened it is no lock."""
+    while True:
+        try:
+            file = (_folder(path) / name).open("a+", encoding="utf-8")
+        except FileNotFoundError:  # the folder went with it
+            continue
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise _in_use(file.name, out) from None
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(file.name), os.fstat(file.fileno())):
+                return file
+        file.close()
 
 
 def _folder(path: str) -> Path:
@@ -79,7 +106,10 @@ def _holder(path: str) -> dict:
 
 
 def _in_use(path: str, out: str) -> OutputInUse:
-    holder = _holder(path)
+    return in_use(_holder(path), out)
+
+
+def in_use(holder: dict, out: str) -> OutputInUse:
     return OutputInUse(
         "another run lives in this output",
         where=out,

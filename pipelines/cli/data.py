@@ -91,6 +91,14 @@ def _stopped_at_once() -> Iterator[None]:
 
 
 def _ingest(asked: argparse.Namespace) -> int:
+    from pipelines import lease
+
+    out = asked.out.rstrip("/") or "/"
+    with lease.held(out):
+        return _ingest_alone(asked, out)
+
+
+def _ingest_alone(asked: argparse.Namespace, out: str) -> int:
     from pydantic import ValidationError
 
     from pipelines.prepare.formats import format_of, problems_of_sources, usual
@@ -99,7 +107,6 @@ def _ingest(asked: argparse.Namespace) -> int:
     from trainer.problems import problems_of
     from trainer.recipe import Prepare, Source
 
-    out = asked.out.rstrip("/") or "/"
     refuse_other_content(out, asked.sources)
     files = sorted({file for source in asked.sources for file in annotation_files(source, where="SOURCE")})
     found = {format_of(asked.format, file) for file in files}

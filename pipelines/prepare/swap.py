@@ -12,6 +12,9 @@ are whole.
 
 from __future__ import annotations
 
+import contextlib
+import os
+
 from trainer import storage
 
 NEW = f"{storage.TEMPORARY}new"
@@ -24,10 +27,11 @@ def beside(folder: str) -> str:
 
 
 def discard(folder: str) -> None:
-    """Remove new files that are not whole, and the folder where it holds nothing else."""
+    """Remove new files that are not whole, and the folder where it holds nothing else, not even its holder's lock."""
     storage.remove_tree(beside(folder))
-    if storage.local_path(folder) is not None and not storage.list_dir(folder):
-        storage.remove_tree(folder)
+    if (local := storage.local_path(folder)) is not None:
+        with contextlib.suppress(OSError):
+            os.rmdir(local)
 
 
 def settle(folder: str, *, last: tuple[str, ...]) -> None:
