@@ -198,12 +198,14 @@ def is_of_shards(name: str) -> bool:
 
 
 def funnel_table(funnel: dict[str, dict[str, dict[str, Any]]]) -> str:
-    """Rows read, kept and refused of every source and split, with the reasons."""
+    """Rows read, kept and refused of every source and split, with the reasons, and what is told of kept ones."""
     rows = [("source", "split", "read", "kept", "refused")]
     for name, splits in funnel.items():
         for split, part in splits.items():
             told = ", ".join(f"{count:,} {reason}" for reason, count in part.get("bad", {}).items()) or "-"
             rows.append((name, split, f"{part['read']:,}", f"{part['kept']:,}", told))
+            if noted := part.get("noted"):
+                rows.append(("", "noted", "", "", ", ".join(f"{n:,} {what}" for what, n in noted.items())))
             if dropped := (part.get("curated") or {}).get("dropped"):
                 left = f"{part['curated']['kept']:,}"
                 rows.append(("", "curated", "", left, ", ".join(f"{n:,} {reason}" for reason, n in dropped.items())))

@@ -30,6 +30,7 @@ from pipelines.prepare.describe import draft_to_json, inspect
 from pipelines.prepare.embedded import member_bytes
 from pipelines.prepare.engine import Engine
 from pipelines.prepare.formats import format_of, reader
+from pipelines.prepare.formats.answers import places_as_text
 from pipelines.prepare.formats.auto import AUTO
 from pipelines.prepare.formats.peek import PICKLES
 from pipelines.prepare.formats.rows import Bad, Draft, MediaRef, Row
@@ -43,7 +44,7 @@ from trainer.grounding import is_made, made_in_order
 from trainer.recipe import Prepare, Recipe, Source
 from trainer.resolve import digest
 
-VERSION = 4
+VERSION = 5
 """Raised when the same rows give other samples than before: sources are made again."""
 BLOCK_ROWS = 256
 NOT_OF_ROWS = {"licence", "path", "held_out", "media", "rendering", "curate", "grounding", "reasoning", "captioning"}
@@ -66,6 +67,8 @@ class Funnel:
     examples: list[str] = field(default_factory=list)
     faults: int = 0
     """Of `bad`, those that max_bad_fraction bounds."""
+    noted: Counter[str] = field(default_factory=Counter)
+    """What a person should know of rows that were kept."""
 
     def refuse(self, bad: Bad) -> None:
         self.bad[bad.reason] += 1
@@ -76,7 +79,9 @@ class Funnel:
             self.examples.append(f"{bad.where}: {bad.reason}: expected {bad.expected}, got {bad.got}")
 
     def as_json(self) -> dict[str, Any]:
-        return {"read": self.read, "kept": self.kept, "bad": dict(sorted(self.bad.items())), "examples": self.examples}
+        noted = {"noted": dict(sorted(self.noted.items()))} if self.noted else {}
+        bad = dict(sorted(self.bad.items()))
+        return {"read": self.read, "kept": self.kept, "bad": bad, **noted, "examples": self.examples}
 
     def so_far(self) -> dict[str, Any]:
         """All of it: what a run that goes on begins with."""
@@ -84,7 +89,7 @@ class Funnel:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Funnel:
-        return cls(**{**content, "bad": Counter(content["bad"])})
+        return cls(**{**content, "bad": Counter(content["bad"]), "noted": Counter(content.get("noted", {}))})
 
 
 def prepare_data(recipe: Recipe, out: str) -> None:
@@ -233,8 +238,9 @@ def write_source(
         where = f"{place.field} ({split}: {', '.join(files[:3])})"
         check(funnel, prepare.max_bad_fraction, where=where, limit=place.limit)
         made.finish(stored := funnel.as_json(), source=name, split=split)
-    refused = f", {sum(funnel.bad.values())} refused" if funnel.bad else ""
-    print(f"ingest: {name}/{split} {funnel.kept} samples{refused} ({time.monotonic() - started:.1f} s)", flush=True)
+    told = f", {sum(funnel.bad.values())} refused" if funnel.bad else ""
+    told += "".join(f", {count} {what}" for what, count in sorted(funnel.noted.items()))
+    print(f"ingest: {name}/{split} {funnel.kept} samples{told} ({time.monotonic() - started:.1f} s)", flush=True)
     return stored
 
 
@@ -312,6 +318,8 @@ def _rows(source: Source, name: str, files: list[tuple[str, str]], media: str | 
                     row = replace(row, id=_own_id(row, file, common)) if len(files) > 1 else row
                     if not ids.add(row.id):
                         row = Bad(row.where, "an id of its own", f"{row.id!r} for the second time", "duplicate-id")
+                    elif places_as_text([*row.messages, *row.chosen, *row.rejected]):
+                        row = replace(row, noted=(*row.noted, "places-as-text"))
                 yield row
 
 
@@ -394,6 +402,8 @@ def _write(rows: Iterable[Row], facts: dict[str, str], made: ResumableShards, fu
             funnel.kept += len(samples)
             if "bad" in found:
                 funnel.refuse(Bad(**found["bad"]))
+            elif isinstance(row, Draft):
+                funnel.noted.update(row.noted)
         if time.monotonic() - told > 5:
             told = time.monotonic()
             print(f"ingest: {facts['source']}/{facts['split']} {funnel.read} rows", flush=True)

@@ -24,7 +24,8 @@ from typing import Any
 from pipelines.prepare import answer_checks, resumable
 from pipelines.prepare.curate import answer_rules
 from pipelines.prepare.curate.asking import judge_facts
-from pipelines.prepare.formats.rows import BadRow, answer_parts
+from pipelines.prepare.formats.answers import answer_parts
+from pipelines.prepare.formats.rows import BadRow
 from pipelines.prepare.ingest import source_uri
 from pipelines.prepare.resumable import ResumableShards
 from pipelines.prepare.stage import sampled_name
@@ -366,7 +367,7 @@ def _message(request: Request, answer: Answer, correct: bool, frame: Frame | Non
             parts = tagged
         if spatial and not any(part["part"] == "objects" for part in parts):
             with contextlib.suppress(BadRow):  # objects with fields that no sample holds: no place is read
-                parts = answer_parts(text, 1)
+                parts = answer_parts(text)
     found = [thing["at"] for part in parts if part["part"] == "objects" for thing in part["objects"]]
     if spatial and correct and not found:
         return None

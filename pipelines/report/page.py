@@ -339,6 +339,7 @@ def _funnel(facts: Facts) -> str:
         source = facts.recipe.prepare.sources.get(name)
         for split, found in sorted(splits.items(), reverse=True):
             bad = ", ".join(f"{count} {reason}" for reason, count in sorted(found.get("bad", {}).items())) or "0"
+            bad += "".join(f"; kept: {count} {what}" for what, count in sorted(found.get("noted", {}).items()))
             kind, licence = (source.kind, source.licence) if source else ("-", "-")
             cells = (name, kind, split.replace("_", " "), licence)
             rows.append([*map(escape, cells), _number(found["read"]), _number(found["kept"]), escape(bad)])

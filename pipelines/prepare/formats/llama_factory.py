@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pipelines.prepare.formats.answers import with_places
 from pipelines.prepare.formats.llava import media_of
 from pipelines.prepare.formats.peek import Peek
 from pipelines.prepare.formats.rows import (
@@ -18,7 +19,6 @@ from pipelines.prepare.formats.rows import (
     Draft,
     Places,
     Row,
-    answer_parts,
     check_turns,
     each,
     field_of,
@@ -101,8 +101,8 @@ def draft(entry: dict, where: str, media_root: str, source: Source, info: Mappin
     places = Places(media)
     stated = info.get("formatting")
     turns = _sharegpt if stated == "sharegpt" or (stated is None and row["messages"]) else _alpaca
-    messages = turns(row, tags, columns, places, len(media))
-    chosen, rejected = _answers(row, tags, len(media))
+    messages = with_places(turns(row, tags, columns, places))
+    chosen, rejected = _answers(row, tags, messages)
     places.finish()
     if chosen:
         check_turns(messages, ends="question")
@@ -116,20 +116,20 @@ def draft(entry: dict, where: str, media_root: str, source: Source, info: Mappin
     )  # fmt: skip
 
 
-def _alpaca(row: dict, tags: dict, columns: dict, places: Places, num_media: int) -> list[dict]:
+def _alpaca(row: dict, tags: dict, columns: dict, places: Places) -> list[dict]:
     asked = [row[name] for name in ("prompt", "query") if row[name]]
     if not asked or not all(isinstance(part, str) for part in asked):
         raise BadRow("wrong-form", f"text in {columns['prompt']}", repr(asked))
     messages = [message("system", text(row["system"]))] if row["system"] else []
     for question, answer in row["history"] or []:
-        messages += [message("user", *places.split(question)), _said(answer, places, num_media)]
+        messages += [message("user", *places.split(question)), _said(answer, places)]
     messages.append(message("user", *places.split("\n".join(asked))))
     if row["response"] is not None and not row["chosen"]:
-        messages.append(_said(row["response"], places, num_media))
+        messages.append(_said(row["response"], places))
     return messages
 
 
-def _sharegpt(row: dict, tags: dict, columns: dict, places: Places, num_media: int) -> list[dict]:
+def _sharegpt(row: dict, tags: dict, columns: dict, places: Places) -> list[dict]:
     listed = row["messages"]
     if not isinstance(listed, list) or not listed:
         raise BadRow("wrong-form", f"a list of turns in {columns['messages']}", type(listed).__name__)
@@ -138,17 +138,17 @@ def _sharegpt(row: dict, tags: dict, columns: dict, places: Places, num_media: i
         system, listed = field_of(listed[0], tags["content_tag"]), listed[1:]
     system = with_tools(system, row["tools"])
     messages = [message("system", text(system))] if system else []
-    return joined(messages + [_turn(item, tags, places, num_media) for item in listed])
+    return joined(messages + [_turn(item, tags, places) for item in listed])
 
 
-def _turn(item: dict, tags: dict, places: Places, num_media: int) -> dict:
+def _turn(item: dict, tags: dict, places: Places) -> dict:
     speaker, words = field_of(item, tags["role_tag"]), item.get(tags["content_tag"])
     if not isinstance(words, str):
         raise BadRow("wrong-form", f"the words of a turn in {tags['content_tag']}", type(words).__name__)
     if speaker == tags["user_tag"]:
         return message("user", *places.split(words))
     if speaker == tags["assistant_tag"]:
-        return _said(words, places, num_media)
+        return _said(words, places)
     if speaker == tags["observation_tag"]:
         return message("tool", *places.split(words))
     if speaker == tags["function_tag"]:
@@ -157,15 +157,15 @@ def _turn(item: dict, tags: dict, places: Places, num_media: int) -> dict:
     raise BadRow("wrong-form", f"a turn from {', '.join(known)}, or {tags['system_tag']} in the first place", speaker)
 
 
-def _said(words: object, places: Places, num_media: int) -> dict:
+def _said(words: object, places: Places) -> dict:
     if not isinstance(words, str):
         raise BadRow("wrong-form", "the words of an answer", type(words).__name__)
     if "<image>" in words or "<video>" in words:
         return message("assistant", *places.split(words))
-    return message("assistant", *answer_parts(words, num_media))
+    return message("assistant", text(words))
 
 
-def _answers(row: dict, tags: dict, num_media: int) -> tuple[list[dict], list[dict]]:
+def _answers(row: dict, tags: dict, asked: list[dict]) -> tuple[list[dict], list[dict]]:
     """(chosen, rejected) of a ranking row, else nothing."""
     given = [row["chosen"], row["rejected"]]
     if given == [None, None]:
@@ -178,7 +178,7 @@ def _answers(row: dict, tags: dict, num_media: int) -> tuple[list[dict], list[di
             answer = answer.get(tags["content_tag"])
         if not isinstance(answer, str) or not answer.strip():
             raise BadRow("empty-answer", f"a {name} answer with text", repr(answer))
-        found.append([message("assistant", *answer_parts(answer, num_media))])
+        found.append(with_places([message("assistant", text(answer))], asked))
     if found[0] == found[1]:
         raise BadRow("equal-answers", "two different answers", "the same one twice")
     return found[0], found[1]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from pipelines.prepare.formats.answers import with_places
 from pipelines.prepare.formats.peek import Peek
 from pipelines.prepare.formats.rows import (
     BadRow,
@@ -17,7 +18,6 @@ from pipelines.prepare.formats.rows import (
     MediaRef,
     Places,
     Row,
-    answer_parts,
     each,
     field_of,
     identity_of,
@@ -25,6 +25,7 @@ from pipelines.prepare.formats.rows import (
     message,
     rendered,
     resolve,
+    text,
     units_of,
 )  # fmt: skip
 from trainer.recipe import Source
@@ -51,9 +52,9 @@ def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
 def draft(entry: dict, where: str, media_root: str, source: Source) -> Draft:
     media = media_of(entry, media_root)
     places = Places(media)
-    messages = turns(entry, places, len(media))
+    messages = turns(entry, places)
     places.finish()
-    messages = rendered(messages, source)
+    messages = rendered(with_places(messages), source)
     identity = identity_of(entry, where)
     return Draft(where, identity, messages, media, key=key_of(entry), units=units_of(entry))
 
@@ -77,21 +78,21 @@ def media_of(entry: dict, root: str) -> list[MediaRef]:
     return found
 
 
-def turns(entry: dict, places: Places, num_media: int) -> list[dict]:
+def turns(entry: dict, places: Places) -> list[dict]:
     """The conversation as messages."""
     listed = field_of(entry, "conversations")
     if not listed:
         raise BadRow("wrong-form", "at least one turn", "an empty conversation")
     found = [message("system", {"part": "text", "text": entry["system"]})] if entry.get("system") else []
-    return found + [turn(item, places, num_media) for item in listed]
+    return found + [turn(item, places) for item in listed]
 
 
-def turn(item: dict, places: Places, num_media: int) -> dict:
+def turn(item: dict, places: Places) -> dict:
     speaker, value = field_of(item, "from", "role"), field_of(item, "value", "content")
     if speaker not in ROLES:
         raise BadRow("wrong-form", f"a turn from {', '.join(sorted(ROLES))}", speaker)
     if not isinstance(value, str):
         raise BadRow("wrong-form", "the words of a turn", type(value).__name__)
     if ROLES[speaker] == "assistant" and "<image>" not in value and "<video>" not in value:
-        return message("assistant", *answer_parts(value, num_media))
+        return message("assistant", text(value))
     return message(ROLES[speaker], *places.split(value))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from pipelines.prepare.formats.answers import with_places
 from pipelines.prepare.formats.llava import media_of
 from pipelines.prepare.formats.peek import Peek
 from pipelines.prepare.formats.rows import (
@@ -21,7 +22,6 @@ from pipelines.prepare.formats.rows import (
     Places,
     Row,
     Units,
-    answer_parts,
     check_turns,
     each,
     field_of,
@@ -65,9 +65,8 @@ def draft(entry: dict, where: str, media_root: str, source: Source) -> Draft:
     _refuse(entry)
     media = media_of(entry, media_root)
     things = _Objects(entry.get("objects") or {}, media)
-    spoken = [_message(item, things, len(media)) for item in _listed(entry)]
-    messages = joined(spoken)
-    chosen, rejected = _pair(entry, messages, things, len(media))
+    messages = with_places(joined([_message(item, things) for item in _listed(entry)]))
+    chosen, rejected = _pair(entry, messages, things)
     things.finish()
     if chosen:
         messages = messages[:-1]
@@ -119,24 +118,22 @@ def _listed(entry: dict) -> list[dict]:
 ROLES_OF_PAIR = ("user", "assistant")
 
 
-def _message(item: dict, things: _Objects, num_media: int) -> dict:
+def _message(item: dict, things: _Objects) -> dict:
     role, content = field_of(item, "role"), item.get("content")
     if role not in ROLES:
         raise BadRow("wrong-form", f"a role of {', '.join(ROLES)}", role)
     check_learnt(item)
     if calls := item.get("tool_calls"):
-        words = [_message({"role": role, "content": content}, things, num_media)] if content else []
+        words = [_message({"role": role, "content": content}, things)] if content else []
         return joined([*words, calls_of(calls)])[0]
     if not isinstance(content, str):
         raise BadRow("wrong-form", "content: text with <image> and <video>", type(content).__name__)
     if ROLES[role] == "call":
         return call(content)
-    if role == "assistant" and not _PIECES.search(content):
-        return message("assistant", *answer_parts(content, num_media))
     return message(ROLES[role], *things.parts(content))
 
 
-def _pair(entry: dict, messages: list[dict], things: _Objects, num_media: int) -> tuple[list[dict], list[dict]]:
+def _pair(entry: dict, messages: list[dict], things: _Objects) -> tuple[list[dict], list[dict]]:
     """(chosen, rejected) of a row that has a rejected answer; else nothing."""
     refused = entry.get("rejected_response")
     if refused is None and entry.get("rejected_messages"):
@@ -147,7 +144,7 @@ def _pair(entry: dict, messages: list[dict], things: _Objects, num_media: int) -
         raise BadRow("empty-answer", "a rejected answer with text", repr(refused))
     if messages[-1]["role"] != "assistant":
         raise BadRow("wrong-order", "a last turn from the assistant: the chosen answer", messages[-1]["role"])
-    rejected = [_message({"role": "assistant", "content": refused}, things, num_media)]
+    rejected = with_places([_message({"role": "assistant", "content": refused}, things)], messages[:-1])
     if rejected == messages[-1:]:
         raise BadRow("equal-answers", "two different answers", "the same one twice")
     return messages[-1:], rejected

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from pipelines.prepare.formats.answers import with_places
 from pipelines.prepare.formats.llava import media_of
 from pipelines.prepare.formats.peek import Peek
 from pipelines.prepare.formats.rows import (
@@ -21,7 +22,6 @@ from pipelines.prepare.formats.rows import (
     MediaRef,
     Places,
     Row,
-    answer_parts,
     each,
     field_of,
     identity_of,
@@ -61,7 +61,7 @@ def draft(entry: dict, where: str, media_root: str, source: Source) -> Draft:
         raise BadRow("wrong-form", "at least one message", "an empty list")
     messages = [conversation_message(item, media, places, media_root) for item in listed]
     places.finish()
-    messages = rendered(told_tools(messages, entry.get("tools")), source)
+    messages = rendered(with_places(told_tools(messages, entry.get("tools"))), source)
     identity = identity_of(entry, where)
     return Draft(where, identity, messages, media, key=key_of(entry), units=units_of(entry))
 
@@ -98,7 +98,7 @@ def told_tools(messages: list[dict], tools: object) -> list[dict]:
 def _said(role: str, content: Any, media: list[MediaRef], places: Places, root: str) -> dict:
     if isinstance(content, str):
         if role == "assistant" and "<image>" not in content:
-            return message(role, *answer_parts(content, len(media)))
+            return message(role, text(content))
         return message(role, *(places.split(content) if places.media else _plain(content)))
     if not isinstance(content, list):
         raise BadRow("wrong-form", "content: text or a list of parts", type(content).__name__)

@@ -13,21 +13,21 @@ from collections.abc import Iterator
 from itertools import takewhile
 from typing import Any
 
+from pipelines.prepare.formats.answers import with_places
 from pipelines.prepare.formats.llava import media_of, turns
 from pipelines.prepare.formats.openai import conversation_message, told_tools
 from pipelines.prepare.formats.peek import Peek
 from pipelines.prepare.formats.rows import (
     BadRow,
     Draft,
-    MediaRef,
     Places,
     Row,
-    answer_parts,
     check_turns,
     each,
     field_of,
     identity_of,
     message,
+    text,
     units_of,
 )  # fmt: skip
 from trainer.recipe import Source
@@ -54,14 +54,14 @@ def draft(entry: dict, where: str, media_root: str, source: Source) -> Draft:
     places = Places(media)
     given = {name: field_of(entry, name) for name in ("chosen", "rejected")}
     if "conversations" in entry:
-        prompt = turns(entry, places, len(media))
+        prompt = turns(entry, places)
     else:
         asked, given = _asked(entry, given)
         prompt = [conversation_message(item, media, places, media_root) for item in asked]
     places.finish()
-    prompt = told_tools(prompt, entry.get("tools"))
+    prompt = with_places(told_tools(prompt, entry.get("tools")))
     check_turns(prompt, ends="question")
-    chosen, rejected = (_answer(given[name], media) for name in ("chosen", "rejected"))
+    chosen, rejected = (with_places(_answer(given[name]), prompt) for name in ("chosen", "rejected"))
     if chosen == rejected:
         raise BadRow("equal-answers", "two different answers", "the same one twice")
     identity = identity_of(entry, where)
@@ -92,7 +92,7 @@ def _without(asked: list[dict], answer: Any) -> Any:
     return answer
 
 
-def _answer(value: object, media: list[MediaRef]) -> list[dict]:
+def _answer(value: object) -> list[dict]:
     if isinstance(value, list):
         if len(value) != 1:
             raise BadRow("wrong-form", "one message as an answer", f"{len(value)} of them")
@@ -107,4 +107,4 @@ def _answer(value: object, media: list[MediaRef]) -> list[dict]:
         raise BadRow("wrong-form", "the words of an answer", type(value).__name__)
     if not value.strip():
         raise BadRow("empty-answer", "an answer with text", repr(value))
-    return [message("assistant", *answer_parts(value, len(media)))]
+    return [message("assistant", text(value))]

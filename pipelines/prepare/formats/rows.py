@@ -76,6 +76,8 @@ class Draft:
     scores: dict[str, float] = field(default_factory=dict)
     """With `notes`: what a Sample that is read again carried (its `scores` and `meta`)."""
     notes: dict = field(default_factory=dict)
+    noted: tuple[str, ...] = ()
+    """What a person should know of the row though it is kept: short names, which funnel.json counts."""
 
 
 Row = Draft | Bad
@@ -418,53 +420,6 @@ class Places:
                 raise BadRow(
                     "media-without-placeholder", f"{len(numbers)} placeholders <{kind}>", f"{self.next[kind]} of them"
                 )
-
-
-def answer_parts(value: str, num_media: int, *, media: int = 0) -> list[dict]:
-    """An assistant's text; a JSON list of boxes or points (Qwen's form) becomes Objects, so that each family writes its
-    own coordinates.
-
-    Raises:
-        BadRow: objects with other fields, which would be lost.
-    """
-    found = _objects(value) if num_media == 1 else None
-    return [{"part": "objects", "media": media, "objects": found, "form": "json"}] if found else [text(value)]
-
-
-def _objects(value: str) -> list[dict] | None:
-    stripped = value.strip()
-    if not (stripped.startswith("[{") and ("bbox_2d" in stripped or "point_2d" in stripped)):
-        return None
-    try:
-        entries = json.loads(stripped)
-        return [_object(entry) for entry in entries]
-    except BadRow:
-        raise
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError):
-        return None
-
-
-def _object(entry: dict) -> dict:
-    if "bbox_2d" in entry:
-        left, top, right, bottom = map(float, entry["bbox_2d"])
-        at: dict = {"shape": "box", "xyxy": [left, top, right, bottom]}
-    else:
-        x, y = map(float, entry["point_2d"])
-        at = {"shape": "point", "xy": [x, y]}
-    if unknown := sorted(entry.keys() - OBJECT_FIELDS):
-        # as plain text its coordinates would stay those of the file, whatever the picture is resized to
-        expected = f"objects of {', '.join(sorted(OBJECT_FIELDS))}"
-        raise BadRow("unsupported", expected, f"{', '.join(unknown)} as well")
-    found = {"label": str(entry.get("label", "")), "at": at}
-    if entry.get("role"):
-        found["role"] = str(entry["role"])
-    if entry.get("text_content") is not None:
-        found["content"] = str(entry["text_content"])
-    return found
-
-
-OBJECT_FIELDS = {"label", "bbox_2d", "point_2d", "role", "text_content"}
-"""What an object of a JSON answer may have; all of it is written again."""
 
 
 def units_of(entry: dict) -> Units:
