@@ -109,10 +109,10 @@ def _ingest_alone(asked: argparse.Namespace, out: str) -> int:
 
     refuse_other_content(out, asked.sources)
     files = sorted({file for source in asked.sources for file in annotation_files(source, where="SOURCE")})
-    found = {format_of(asked.format, file) for file in files}
-    usually = {usual(name) for name in found if name in _known()}
+    found = {file: format_of(asked.format, file) for file in files}
+    usually = {usual(name, file) for file, name in found.items() if name in _known()}
     if (asked.kind is None or asked.rendering is None) and len(usually) > 1:
-        told = ", ".join(sorted(found))
+        told = "; ".join(f"{name}: {_files_of(name, found)}" for name in sorted(set(found.values())))
         raise UsageError("files of several kinds", where=told, do="say --kind and --rendering, or ingest one at a time")
     kind, rendering = next(iter(usually), ("instruction", "chat"))
     name = asked.name or _slug(out.rpartition("/")[2])
@@ -136,6 +136,12 @@ def _ingest_alone(asked: argparse.Namespace, out: str) -> int:
     funnel = write_source(prepare, source, place, files, asked.media, [])
     print(funnel_table({name: {asked.split: funnel}}))
     return 0
+
+
+def _files_of(name: str, found: dict[str, str]) -> str:
+    """The files of a format, three of them named."""
+    files = [file for file, of in found.items() if of == name]
+    return ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
 
 
 def as_options(problems: list[tuple[str, str]]) -> list[tuple[str, str]]:

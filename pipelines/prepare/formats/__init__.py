@@ -94,9 +94,12 @@ def format_of(name: str, path: str) -> str:
     return recognise(path, FORMATS)[0] if name == AUTO else name
 
 
-def usual(name: str) -> tuple[Kind, Rendering]:
-    """The kind and rendering that sources of a format mostly have."""
+def usual(name: str, path: str | None = None) -> tuple[Kind, Rendering]:
+    """The kind and rendering that sources of a format mostly have. A table of rows that go only one way has theirs,
+    where its `path` is known."""
     module = import_module(f"pipelines.prepare.formats.{name}")
+    if path is not None and hasattr(module, "form_of") and (form := module.form_of(path)) in RENDERED:
+        module = import_module(f"pipelines.prepare.formats.{form}")
     if hasattr(module, "KIND"):
         return module.KIND, module.RENDERING
     return ("document", "document") if name == "layout" else ("agent", "chat")

@@ -16,6 +16,7 @@ from pipelines.prepare.formats.rows import (
     identity_of,
     message,
     resolve,
+    says_something,
     text,
 )
 from trainer.recipe import Source
@@ -24,8 +25,10 @@ KIND, RENDERING = "interleaved", "document"
 
 
 def looks(peek: Peek) -> str | None:
-    both = isinstance(peek.first("images"), list) and isinstance(peek.first("texts"), list)
-    return "images and texts" if both else None
+    images, texts = peek.first("images"), peek.first("texts")
+    both = isinstance(images, list) and isinstance(texts, list)
+    # objects are questions and answers (the_cauldron): captions.py
+    return "images and texts" if both and not any(isinstance(item, dict) for item in texts) else None
 
 
 def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
@@ -33,6 +36,9 @@ def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
 
 
 def draft(entry: dict, where: str, media_root: str, source: Source) -> Draft:
+    if source.rendering == "chat":
+        ask = "rendering: document in the recipe, --kind interleaved --rendering document on the command line"
+        raise BadRow("wrong-form", f"the document rendering for interleaved documents: {ask}", "chat")
     images, texts = field_of(entry, "images"), field_of(entry, "texts")
     if len(images) != len(texts):
         raise BadRow("wrong-form", f"as many texts as images ({len(images)})", len(texts))
@@ -48,6 +54,7 @@ def draft(entry: dict, where: str, media_root: str, source: Source) -> Draft:
             parts.append({"part": "image", "media": len(media) - 1})
         else:
             parts.append(text(written))
-    if source.rendering == "chat":
-        raise BadRow("wrong-form", "the document rendering for interleaved documents", "chat")
-    return Draft(where, identity_of(entry, where), [message("document", *parts)], media)
+    whole = message("document", *parts)
+    if not says_something(whole):
+        raise BadRow("empty-text", "at least one text with words", texts[:3])
+    return Draft(where, identity_of(entry, where), [whole], media)

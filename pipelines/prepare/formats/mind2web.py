@@ -50,7 +50,7 @@ def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
         messages, media = agent.trajectory(episode, media_root)
         return Draft(where, str(first["annotation_id"]), messages, media)
 
-    table = path.endswith(".parquet")
+    table = path.lower().endswith(".parquet")
     yield from episodes(
         mind2web_table.entries(path, media_root) if table else json_entries(path), ("annotation_id",), one
     )

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from pipelines.prepare.embedded import cell, open_file
 from pipelines.prepare.formats.peek import Peek
 from pipelines.prepare.formats.rows import Bad, BadRow, Draft, Row, guarded, resolve
-from pipelines.prepare.formats.table import draft_of_row
+from pipelines.prepare.formats.table import draft_of_row, readers_of
 from trainer import storage
 from trainer.errors import DataError
 from trainer.recipe import Source
@@ -56,6 +56,21 @@ def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
                 yield from _group(table, group, local or path, path, shown, others, media_root, source)
             except (pa.ArrowException, OSError) as error:
                 yield Bad(f"{path}, row group {group}", "a whole row group", str(error)[:200], "damaged-parquet")
+
+
+def form_of(path: str) -> str | None:
+    """The reader of rows that takes the table's first row, None where none or several do."""
+    with open_file(path) as file:
+        try:
+            table = pq.ParquetFile(file)
+            shown = [field.name for field in table.schema_arrow if _depth(field) is not None]
+            others = [name for name in table.schema_arrow.names if name not in shown]
+            batch = next(table.iter_batches(1, columns=others), None) if others else None
+            row = _plain(batch.to_pylist()[0]) if batch is not None else {}
+        except (pa.ArrowException, OSError, BadRow):  # read() says what is wrong
+            return None
+    found = readers_of({**row, **({"images": shown} if shown else {})})
+    return found[0] if len(found) == 1 else None
 
 
 def _depth(field: pa.Field) -> int | None:

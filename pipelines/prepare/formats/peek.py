@@ -24,6 +24,11 @@ FIRST = 20
 """Entries that are looked at."""
 TIMES = re.compile(rb"\s*\S+ +[\d.]+ +[\d.]+ *##")
 PICKLES = (".p", ".pkl", ".pickle")
+IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+VIDEOS = ("mp4", "webm", "mkv", "avi", "mov")
+"""Endings of names of media."""
+LONGEST_NAME = 4096
+"""Of a file, in characters: Linux' PATH_MAX."""
 
 Holds = Literal["rows", "object", "tar", "parquet", "pickle", "text", "times", "xml", "hocr", "pdf", "musicxml"]
 
@@ -61,31 +66,40 @@ class Peek:
         return f"one JSON object: {found}" if self.holds == "object" else f"a {self.holds} file"
 
 
+def ending_of(name: object) -> str | None:
+    """What the last part of a file's name ends in, in small letters and without the dot; None of what has no ending."""
+    found = (
+        re.fullmatch(r"[^\n]*[^\n/.]\.(\w{1,5})", name) if isinstance(name, str) and len(name) < LONGEST_NAME else None
+    )
+    return found[1].lower() if found else None
+
+
 def peek_at(path: str) -> Peek:
     """
     Raises:
         DataError: no such file, or one that cannot be read as what its name says.
     """
-    if path.endswith(PICKLES):
+    name = path.lower()
+    if name.endswith(PICKLES):
         return Peek(path, "pickle")
-    if path.endswith((".txt", ".md")):
+    if name.endswith((".txt", ".md")):
         with open_file(path) as file:
             return Peek(path, "times" if TIMES.match(file.readline(1000)) else "text")
-    if path.endswith(".pdf"):
+    if name.endswith(".pdf"):
         return Peek(path, "pdf")
-    if path.endswith((".musicxml", ".mxl")):
+    if name.endswith((".musicxml", ".mxl")):
         return Peek(path, "musicxml")
-    if path.endswith((".hocr", ".html", ".htm")):
+    if name.endswith((".hocr", ".html", ".htm")):
         return Peek(path, "hocr" if "ocr_page" in read_text(path) else "text")
-    if path.endswith((".tar", ".tar.gz", ".tgz")):
+    if name.endswith((".tar", ".tar.gz", ".tgz")):
         return Peek(path, "tar", names=_members(path))
-    if path.endswith(".parquet"):
+    if name.endswith(".parquet"):
         with open_file(path) as file:
             try:
                 return Peek(path, "parquet", names=tuple(pq.read_schema(file).names))
             except (pa.ArrowException, OSError) as error:
                 raise DataError("not a Parquet file", where=path, got=error) from None
-    if path.endswith(".xml"):
+    if name.endswith(".xml"):
         root = re.search(r"<([A-Za-z][\w.-]*)", read_text(path))
         return Peek(path, "xml", names=(root[1],) if root else ())
     return _json(path)

@@ -4,6 +4,8 @@ TRL                     {"prompt": [messages] | text, "chosen": [message] | text
                         without `prompt` it is what the conversations `chosen` and `rejected` have in common at their
                         beginning; with it, answers that begin by repeating it (UltraFeedback) are read without that;
                         {"type": "image"} in a message is the next of `images`
+RLAIF-V                 {"question": text, "chosen": text, "rejected": text, "image"}: pictures before the question
+                        where it has no <image>
 An answer is one message of the assistant: a longer continuation is refused, as nothing says which turn is preferred.
 """
 
@@ -18,6 +20,7 @@ from pipelines.prepare.formats.llava import media_of, turns
 from pipelines.prepare.formats.openai import conversation_message, told_tools
 from pipelines.prepare.formats.peek import Peek
 from pipelines.prepare.formats.rows import (
+    PLACEHOLDER,
     BadRow,
     Draft,
     Places,
@@ -33,12 +36,13 @@ from pipelines.prepare.formats.rows import (
 from trainer.recipe import Source
 
 KIND, RENDERING = "preference", "chat"
+ASKED = ("prompt", "messages", "question")
 
 
 def looks(peek: Peek) -> str | None:
     if not peek.all("chosen", "rejected") or peek.has("conversations") or peek.has("instruction"):
         return None
-    return "chosen and rejected" if peek.has("prompt") or peek.has("messages") or _implicit(peek) else None
+    return "chosen and rejected" if any(map(peek.has, ASKED)) or _implicit(peek) else None
 
 
 def _implicit(peek: Peek) -> bool:
@@ -56,7 +60,7 @@ def draft(entry: dict, where: str, media_root: str, source: Source) -> Draft:
     if "conversations" in entry:
         prompt = turns(entry, places)
     else:
-        asked, given = _asked(entry, given)
+        asked, given = _asked(_with_prompt(entry, places), given)
         prompt = [conversation_message(item, media, places, media_root) for item in asked]
     places.finish()
     prompt = with_places(told_tools(prompt, entry.get("tools")))
@@ -68,11 +72,20 @@ def draft(entry: dict, where: str, media_root: str, source: Source) -> Draft:
     return Draft(where, identity, prompt, media, chosen=chosen, rejected=rejected, units=units_of(entry))
 
 
+def _with_prompt(entry: dict, places: Places) -> dict:
+    """A row whose prompt is called a question as one with a prompt, its media at their places."""
+    if not isinstance(asked := entry.get("question"), str) or any(entry.get(name) is not None for name in ASKED[:2]):
+        return entry
+    shown = "" if PLACEHOLDER.search(asked) else "".join(f"<{item.kind}>" for item in places.media)
+    return {**entry, "prompt": f"{shown}{asked}"}
+
+
 def _asked(entry: dict, given: dict) -> tuple[list[dict], dict]:
     """The prompt's messages, and the answers without it."""
-    if not any(entry.get(name) is not None for name in ("prompt", "messages")):
+    if not any(entry.get(name) is not None for name in ASKED):
         if not all(isinstance(answer, list) for answer in given.values()):
-            raise BadRow("wrong-form", "a prompt, or conversations as chosen and rejected", f"fields {sorted(entry)}")
+            expected = "a prompt or question, or conversations as chosen and rejected"
+            raise BadRow("wrong-form", expected, f"fields {sorted(entry)}")
         pairs = zip(given["chosen"], given["rejected"], strict=False)
         same = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
         if any(len(answer) <= same for answer in given.values()):

@@ -49,7 +49,7 @@ def looks(peek: Peek) -> str | None:
 
 
 def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
-    if path.endswith(PICKLES):
+    if path.lower().endswith(PICKLES):
         do = CONVERT.format(path.rpartition("/")[2])
         raise DataError("pickled refs are not opened", where=path, expected="refs as JSON", got="a pickle", do=do)
     with _instances(path) as instances:

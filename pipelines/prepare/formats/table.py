@@ -13,13 +13,18 @@ ROWS = (*ROWS, "qwen_vl", "text")
 """Formats whose rows may stand in a container."""
 
 
+def readers_of(entry: dict) -> list[str]:
+    """The formats of ROWS that would take a row."""
+    peek = Peek("", "rows", (entry,))
+    return [name for name in ROWS if import_module(f"pipelines.prepare.formats.{name}").looks(peek) is not None]
+
+
 def draft_of_row(entry: dict, where: str, media_root: str, source: Source) -> Draft:
     """
     Raises:
         BadRow: no reader, or several of them, know the row.
     """
-    peek = Peek("", "rows", (entry,))
-    found = [name for name in ROWS if import_module(f"pipelines.prepare.formats.{name}").looks(peek) is not None]
+    found = readers_of(entry)
     if len(found) != 1:
         told = f"fields {sorted(entry)}" + (f", which {' and '.join(found)} would take" if found else "")
         raise BadRow("wrong-form", f"the fields of one of {', '.join(ROWS)}", told)

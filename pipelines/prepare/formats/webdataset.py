@@ -18,7 +18,7 @@ from typing import BinaryIO, NamedTuple
 from pydantic import ValidationError
 
 from pipelines.prepare.embedded import member, open_file
-from pipelines.prepare.formats.peek import Peek
+from pipelines.prepare.formats.peek import IMAGES, VIDEOS, Peek
 from pipelines.prepare.formats.rows import Bad, BadRow, Draft, MediaRef, Row, check_sound, guarded
 from pipelines.prepare.formats.table import draft_of_row
 from trainer.data.sample import Sample
@@ -26,8 +26,6 @@ from trainer.errors import DataError
 from trainer.recipe import Source
 
 KIND, RENDERING = "caption", "document"
-IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
-VIDEOS = ("mp4", "webm", "mkv", "avi", "mov")
 MEDIA = ("image", "images", "video", "videos")
 
 END_BYTES = 512
@@ -54,7 +52,7 @@ def looks(peek: Peek) -> str | None:
 
 
 def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
-    if path.endswith((".gz", ".tgz")):
+    if path.lower().endswith((".gz", ".tgz")):
         do = "gunzip it: media inside are compressed already"
         raise DataError("a compressed tar, whose members cannot be read in place", where=path, do=do)
     with open_file(path) as file:
