@@ -232,26 +232,33 @@ def funnel_table(funnel: dict[str, dict[str, dict[str, Any]]]) -> str:
 
 
 def _check(asked: argparse.Namespace) -> int:
-    from pipelines.prepare.stored import problems, sources_below
+    from pipelines.prepare.stored import folders_below, opened, problems
 
     found: list[str] = []
     count = 0
-    for source in sources_below(asked.uri):
+    for folder in folders_below(asked.uri):
         before = count
-        for problem in problems(source):
+        try:
+            source = opened(folder)
+            size, wrong = f"{source.num_samples} samples in {source.num_shards} shards", problems(source)
+        except DataError as error:  # the others are looked at all the same
+            size, wrong = "not looked into", iter([as_problem(error)])
+        for problem in wrong:
             count += 1
             if len(found) < SHOWN:
                 found.append(problem)
-        told = "every byte and every sample is right" if count == before else f"{count - before} problems"
-        print(f"{source.uri}: {source.num_samples} samples in {source.num_shards} shards; {told}", flush=True)
+        seen = "every byte and every sample is right" if count == before else _problems(count - before)
+        print(f"{folder}: {size}; {seen}", flush=True)
     if count:
         more = [f"... and {count - len(found)} more"] if count > len(found) else []
         listed = "\n    ".join([*found, *more])
         do = "prepare or ingest the source again; look at the disk or the transfer"
-        raise DataError(
-            f"{count} problem{'s' if count > 1 else ''} in stored data", where=asked.uri, got=f"\n    {listed}", do=do
-        )
+        raise DataError(f"{_problems(count)} in stored data", where=asked.uri, got=f"\n    {listed}", do=do)
     return 0
+
+
+def _problems(count: int) -> str:
+    return f"{count} problem{'s' if count > 1 else ''}"
 
 
 def _stats(asked: argparse.Namespace) -> int:

@@ -36,13 +36,17 @@ Json = dict[str, Any]
 
 
 def stored(target: str, key: str) -> Json | None:
-    """The stored funnel when the shards are finished and made from the same input."""
+    """The stored funnel when the shards are finished and made from the same input; a damaged note of that is none."""
     swap.settle(target, last=LAST)
     marker = storage.join(target, INPUT)
     if not (storage.exists(marker) and storage.exists(storage.join(target, MANIFEST))):
         return None
-    content = storage.read_json(marker)
-    if content["key"] != key:
+    content = _json(marker)
+    if content is None or "funnel" not in content:
+        told = "is damaged, nobody knows what the shards were made from: they count as of another input"
+        print(f"{marker} {told}", flush=True)
+        return None
+    if content.get("key") != key:
         return None
     storage.remove_tree(swap.beside(target))  # what a process that was killed had not yet tidied up
     return content["funnel"]
@@ -125,11 +129,20 @@ def _notes(folder: str, key: str) -> list[Json]:
     found: list[Json] = []
     names = set(storage.list_dir(storage.join(folder, PROGRESS)))
     while (name := f"{shard_name(len(found))}.json") in names:
-        note = storage.read_json(storage.join(folder, PROGRESS, name))
-        if note["key"] != key or not _is_whole(folder, note["shard"]):
+        note = _json(storage.join(folder, PROGRESS, name))
+        if note is None or note.get("key") != key or not _is_whole(folder, note["shard"]):
             break
         found.append(note)
     return found
+
+
+def _json(uri: str) -> Json | None:
+    """None for what is not a JSON object."""
+    try:
+        content = storage.read_json(uri)
+    except ValueError:
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def _is_whole(folder: str, shard: Json) -> bool:

@@ -1,6 +1,6 @@
 """Shards that are there already: found, verified byte by byte and sample by sample, and counted.
 
-sources_below(uri)     every folder of shards at or below an address
+folders_below(uri)     every folder of shards at or below an address; sources_below(uri) opens them
 problems(source)       what is wrong with one: digests of shards, rows, media, indexes, columns; each Sample's own
 statistics(source)     counts by kind, split and role, sizes, lengths, objects: from the index, media are not read
 """
@@ -38,6 +38,16 @@ def sources_below(uri: str) -> list[Source]:
     Raises:
         UsageError: no shards at or below the address. ShardError: a manifest that is not what was written.
     """
+    return [opened(folder) for folder in folders_below(uri)]
+
+
+def opened(folder: str) -> Source:
+    """To be gone through in order. Raises ShardError."""
+    return Source.open(folder, keep_indexes=2)
+
+
+def folders_below(uri: str) -> list[str]:
+    """Raises UsageError: no shards at or below the address."""
     level, found = [uri.rstrip("/")], []
     for _ in range(DEPTH + 1):
         below = []
@@ -51,7 +61,7 @@ def sources_below(uri: str) -> list[Source]:
     if not found:
         do = f"name a folder of shards (it has a {MANIFEST}), or an output above some; qwenvl data ingest makes them"
         raise UsageError("no shards", where=uri, do=do)
-    return [Source.open(folder, keep_indexes=2) for folder in sorted(found)]
+    return sorted(found)
 
 
 def _may_be_a_folder(name: str) -> bool:
@@ -80,7 +90,7 @@ def _shard_problems(source: Source, reader: ShardReader, shard: int, seen: dict[
     try:
         index = source.index(shard)
     except DataError as error:
-        yield _told(error)
+        yield as_problem(error)
         return
     if index.schema.names != INDEX_SCHEMA.names or index.num_rows != facts["num_samples"]:
         yield f"{tar}: the index has {index.num_rows} rows of {index.schema.names}, not {facts['num_samples']}"
@@ -107,7 +117,7 @@ def _row_problems(reader: ShardReader, shard: int, row: int, entry: dict[str, An
         sample = from_json(entry["sample_json"])
         members = row_members(reader.row_bytes(shard, row))
     except DataError as error:
-        yield _told(error, place=False)  # whoever asks says it
+        yield as_problem(error, place=False)  # whoever asks says it
         return
     if not members or members[0][1].decode("utf-8", "replace") != entry["sample_json"]:
         yield "the tar's sample is not the index's"
@@ -129,7 +139,7 @@ def _media_problems(item: Media, data: bytes) -> Iterator[str]:
     try:
         header = media.image_header(data) if item.kind == "image" else video.video_header(data)
     except DataError as error:
-        yield _told(error)
+        yield as_problem(error)
         return
     if (header.width, header.height, header.suffix) != (item.width, item.height, item.suffix):
         told = f"{header.width}x{header.height} {header.suffix}"
@@ -192,7 +202,8 @@ def _column_problems(uri: str, shard: int, num_rows: int) -> Iterator[str]:
             yield f"{where}: expected {num_rows} rows, as the shard has, got {found}"
 
 
-def _told(error: DataError, *, place: bool = True) -> str:
+def as_problem(error: DataError, *, place: bool = True) -> str:
+    """An error as one problem of a list."""
     parts = (error.where if place else None, error.what, error.got)
     return ": ".join(str(part) for part in parts if part is not None)
 

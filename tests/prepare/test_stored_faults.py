@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.cli.main import main
 from pipelines.prepare.grounding.masks import decompressed
 from pipelines.prepare.preview.page import card
 from pipelines.prepare.stored import sample_problems, sources_below
@@ -14,7 +15,7 @@ from tests.prepare.builders import a_picture
 from tests.prepare.curate.builders import a_document, write_source
 from trainer.data.masks import from_run_lengths
 from trainer.data.sample import Mask, Media, Message, Object, Objects, Sample, Span
-from trainer.errors import UsageError
+from trainer.errors import ShardError, UsageError
 
 IMAGE = Media(digest="a", kind="image", suffix="png", size_bytes=1, width=60, height=40)
 CLIP = Media(
@@ -60,3 +61,42 @@ def test_run_lengths_of_another_size_are_refused_before_they_take_memory(rle: tu
 def test_compressed_run_lengths_take_no_more_memory_than_their_text():
     """One run of 2^37 pixels in eight characters, of a size that agrees."""
     assert decompressed("PPPPPPP4", [2**20, 2**17]) == (2**37,)
+
+
+@pytest.mark.parametrize("content", [b'{"format": 1, "dig', b"null", b"[1]", b"", b"\xff\xfe", b'{"format": 1}'])
+def test_a_damaged_manifest_is_one_problem_and_the_other_sources_are_looked_at(
+    content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    sound, cut = (write_source(tmp_path, [a_document("a", "A text.")], name=name) for name in ("b", "a"))
+    Path(cut, "source.json").write_bytes(content)
+    assert main(["data", "check", str(tmp_path)]) == 64
+    told = capsys.readouterr()
+    assert f"{sound}: 1 samples in 1 shards; every byte" in told.out
+    assert f"{cut}: not looked into; 1 problem\n" in told.out
+    assert "1 problem in stored data" in told.err and f"{cut}/source.json: the source's manifest" in told.err
+    assert main(["data", "stats", str(tmp_path)]) == ShardError.code
+    assert f"where: {cut}/source.json" in capsys.readouterr().err
+
+
+def test_a_damaged_note_of_what_shards_were_made_from_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "rows.jsonl").write_text('{"text": "One."}\n')
+    words = ["data", "ingest", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "out")]
+    assert main(words) == 0
+    for content in (b"", b"null", b"{}", b'{"key": "'):
+        (tmp_path / "out/input.json").write_bytes(content)
+        assert main(words) == UsageError.code
+        told = capsys.readouterr()
+        assert f"{tmp_path}/out/input.json is damaged" in told.out and "--replace" in told.err
+    assert main([*words, "--replace"]) == 0 and main(words) == 0
+    assert "is already there" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [b"", b"null", b'{"key": 1}'])
+def test_a_damaged_decision_of_curation_is_one_error(
+    content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = write_source(tmp_path, [a_document("a", "A text.")])
+    Path(folder, "curation.json").write_bytes(content)
+    assert main(["data", "stats", folder]) == ShardError.code
+    told = capsys.readouterr().err
+    assert f"where: {folder}/curation.json" in told and "do: remove the file" in told

@@ -22,11 +22,22 @@ CURATION = "curation.json"
 
 
 def facts(folder: str) -> dict[str, Any] | None:
-    """curation.json of a source's folder: key, digest, funnel; None where it was not curated."""
+    """curation.json of a source's folder: key, digest, funnel; None where it was not curated. Raises ShardError: it is
+    damaged."""
+    where = storage.join(folder, CURATION)
     try:
-        return storage.read_json(storage.join(folder, CURATION))
+        found = storage.read_json(where)
     except FileNotFoundError:
         return None
+    except ValueError as error:
+        found = str(error)
+    if not (isinstance(found, dict) and {"key", "digest", "funnel"} <= found.keys()):
+        do = "remove the file and prepare the data again: the source is curated again"
+        expected = "the JSON object that was written"
+        raise ShardError(
+            "what curation decided is damaged", where=where, expected=expected, got=str(found)[:100], do=do
+        )
+    return found
 
 
 def digest_of(folder: str) -> str | None:

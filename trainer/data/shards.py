@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import json
 import os
 import tarfile
 import tempfile
@@ -256,17 +257,21 @@ class Source:
 
     @classmethod
     def open(cls, uri: str, *, keep_indexes: int | None = None) -> Source:
-        """Raises ShardError: not finished, of another format, or edited."""
+        """Raises ShardError: not finished, damaged, of another format, or edited."""
         where = storage.join(uri, MANIFEST)
         try:
             content = storage.read_json(where)
         except FileNotFoundError as error:
             do = "run the step that prepares this source"
             raise ShardError("the source is not finished", where=where, do=do) from error
+        except ValueError as error:  # not UTF-8, not JSON
+            raise _damaged(where, f"not JSON: {error}") from None
+        if not isinstance(content, dict):
+            raise _damaged(where, json.dumps(content)[:100])
         if content.get("format") != FORMAT:
             got = content.get("format")
             raise ShardError("shards of another format", where=where, expected=FORMAT, got=got)
-        stated = content["digest"]
+        stated = content.get("digest")
         found = resolve.digest({key: value for key, value in content.items() if key != "digest"})
         if stated != found:
             raise ShardError("the source's manifest was changed", where=where, expected=stated, got=found)
@@ -319,6 +324,12 @@ class Source:
 
     def sample_id(self, shard: int, row: int) -> str:
         return self.index(shard)["id"][row].as_py()
+
+
+def _damaged(where: str, got: str) -> ShardError:
+    expected = "the JSON object that was written"
+    do = "restore the file, or remove the folder and prepare or ingest the source again"
+    return ShardError("the source's manifest is damaged", where=where, expected=expected, got=got, do=do)
 
 
 class ShardReader:
