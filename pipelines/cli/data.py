@@ -232,7 +232,7 @@ def funnel_table(funnel: dict[str, dict[str, dict[str, Any]]]) -> str:
 
 
 def _check(asked: argparse.Namespace) -> int:
-    from pipelines.prepare.stored import folders_below, opened, problems
+    from pipelines.prepare.stored import as_problem, folders_below, opened, problems
 
     found: list[str] = []
     count = 0
