@@ -101,8 +101,9 @@ def _ingest(asked: argparse.Namespace) -> int:
 def _ingest_alone(asked: argparse.Namespace, out: str) -> int:
     from pydantic import ValidationError
 
+    from pipelines.prepare.annotations import annotation_files
     from pipelines.prepare.formats import format_of, problems_of_sources, usual
-    from pipelines.prepare.ingest import Place, annotation_files, write_source
+    from pipelines.prepare.ingest import Place, write_source
     from trainer.errors import RecipeError
     from trainer.problems import problems_of
     from trainer.recipe import Prepare, Source

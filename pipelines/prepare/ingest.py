@@ -11,7 +11,6 @@ a run that was killed goes on after the last whole shard (resumable.py).
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import os
@@ -24,6 +23,7 @@ from itertools import islice, takewhile
 from typing import Any, Literal
 
 from pipelines.prepare import resumable
+from pipelines.prepare.annotations import annotation_files
 from pipelines.prepare.confined import confined
 from pipelines.prepare.corpus.names import SCHEME, SMALL, SMALL_SCALE, SYNTHETIC, is_there
 from pipelines.prepare.describe import draft_to_json, inspect
@@ -32,7 +32,6 @@ from pipelines.prepare.engine import Engine
 from pipelines.prepare.formats import format_of, reader
 from pipelines.prepare.formats.answers import places_as_text
 from pipelines.prepare.formats.auto import AUTO
-from pipelines.prepare.formats.peek import PICKLES
 from pipelines.prepare.formats.rows import Bad, Draft, MediaRef, Row
 from pipelines.prepare.ids import Ids
 from pipelines.prepare.resumable import ResumableShards
@@ -242,57 +241,6 @@ def write_source(
     told += "".join(f", {count} {what}" for what, count in sorted(funnel.noted.items()))
     print(f"ingest: {name}/{split} {funnel.kept} samples{told} ({time.monotonic() - started:.1f} s)", flush=True)
     return stored
-
-
-def annotation_files(path: str, *, where: str) -> list[str]:
-    """The annotation files of a path, folder or glob, sorted."""
-    local = storage.local_path(path)
-    if local is not None:
-        if os.path.isdir(local):
-            found = [os.path.join(local, name) for name in annotations_among(os.listdir(local))]
-        else:
-            found = glob.glob(local, recursive=True) if glob.has_magic(local) else [local] * os.path.exists(local)
-    elif glob.has_magic(path):
-        found = storage.matching(path)
-    else:
-        found = [storage.join(path, name) for name in annotations_among(storage.list_dir(path))] or [path]
-    if not found:
-        folder = local is not None and os.path.isdir(local)
-        raise DataError(
-            "no annotation file", where=where, expected=f"a file, folder or glob: {path}",
-            got=f"a folder without a file that ends in {', '.join(ANNOTATIONS)}" if folder else "nothing there",
-            do="check the path; relative paths start from the folder the command runs in",
-        )  # fmt: skip
-    return sorted(found)
-
-
-ANNOTATIONS = (
-    ".json",
-    ".jsonl",
-    ".txt",
-    ".md",
-    ".tar",
-    ".tar.gz",
-    ".tgz",
-    ".parquet",
-    ".xml",
-    ".hocr",
-    ".pdf",
-    ".musicxml",
-    ".mxl",
-    *PICKLES,
-)
-BESIDE = {"dataset_info.json", "instances.json"}
-"""Read by the reader of another file; instances.json is one itself where there are no refs."""
-
-
-def annotations_among(names: Iterable[str]) -> list[str]:
-    """The annotation files of a folder with these names. Of this project's shards only the tars are."""
-    names = set(names)
-    if MANIFEST in names:
-        return sorted(name for name in names if name.endswith(".tar"))
-    found = sorted(name for name in names if name.endswith(ANNOTATIONS) and name not in BESIDE)
-    return found or sorted(names & {"instances.json"})
 
 
 def folder_of(file: str) -> str:

@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.prepare.annotations import annotation_files, annotations_among
 from pipelines.prepare.formats import FORMATS, format_of, usual
-from pipelines.prepare.ingest import annotations_among, prepare_data, source_uri
+from pipelines.prepare.ingest import prepare_data, source_uri
 from tests.prepare.builders import a_caption, a_picture, a_recipe, a_source, write_lines
 from tests.prepare.test_containers import a_tar
 from tests.prepare.test_formats import GOOD, coco
@@ -98,6 +99,49 @@ def test_files_that_other_readers_read_are_no_sources_of_their_own():
     assert annotations_among(["instances.json", "refs.json"]) == ["refs.json"]
     assert annotations_among(["instances.json", "1.jpg"]) == ["instances.json"]
     assert annotations_among(["source.json", "input.json", "00000.tar", "00000.index.parquet"]) == ["00000.tar"]
+
+
+ABOUT = ("README.md", "LICENSE", "dataset_infos.json", ".gitattributes", "._a.json", "LICENSE.txt")
+
+
+def a_download(folder: Path, *names: str) -> Path:
+    """A folder as a hub gives it, with these files beside those about the data."""
+    for name in (*ABOUT, *names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"{json.dumps(GOOD['llava'])}\n")
+    return folder
+
+
+def test_a_folder_gives_its_annotation_files_and_says_what_it_leaves_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    names = ("a.json", "b.JSONL", "dataset_info.json", "photo.JPG", "table.csv", "images/1.jpg", "sub/c.jsonl")
+    folder = a_download(tmp_path / "data", *names)
+    found = annotation_files(str(folder), where="SOURCE")
+    assert found == [str(folder / "a.json"), str(folder / "b.JSONL")]
+    assert [format_of("auto", file) for file in found] == ["llava", "llava"]
+    first, second = capsys.readouterr().out.splitlines()
+    assert "left out: 7 files (._a.json, .gitattributes, LICENSE, LICENSE.txt and 3 more)" in first
+    assert "not looked into: 2 folders (images, sub)" in second and f"{folder}/*/*.jsonl" in second
+    named = annotation_files(str(folder / "*.csv"), where="SOURCE")
+    assert (named, capsys.readouterr().out) == ([str(folder / "table.csv")], ""), "what is named is read"
+
+
+def test_what_is_about_the_data_is_read_only_where_there_is_nothing_else(tmp_path: Path):
+    folder = a_download(tmp_path / "data")
+    want = ["LICENSE.txt", "README.md", "dataset_infos.json"]
+    assert [Path(file).name for file in annotation_files(str(folder), where="SOURCE")] == want
+    a_download(folder, "data/train.parquet")
+    with pytest.raises(DataError, match=r"it has the folders data(.|\n)*name the folder, or a glob: .*/data/data"):
+        annotation_files(str(folder), where="SOURCE")
+
+
+def test_endings_may_be_in_capitals(tmp_path: Path):
+    a_tar(tmp_path / "0.TAR", {"1.png": a_picture(), "1.txt": b"x"})
+    pq.write_table(pa.table({"text": ["x"]}), tmp_path / "t.PARQUET")
+    (tmp_path / "R.PDF").write_bytes(b"%PDF-")
+    want = {"0.TAR": "webdataset", "t.PARQUET": "parquet", "R.PDF": "pdf"}
+    assert {name: format_of("auto", str(tmp_path / name)) for name in annotations_among(want)} == want
 
 
 def test_a_recipe_may_say_auto_for_a_folder_of_several_formats(media: Path):
