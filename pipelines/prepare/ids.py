@@ -1,4 +1,4 @@
-"""Ids that were there before, in memory that does not grow with their number.
+"""Ids that were there before and what they stood for, in memory that does not grow with their number.
 
 Their digests lie in a table on disk that only this process sees (SQLite, in the folder for temporary files); CACHE_KB
 of it are held. Considered: a set of digests (110 bytes an id: 11 GB for 100 million), numpy arrays that are sorted now
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 import tempfile
+from typing import Literal
 
 from trainer.errors import StorageError
 
@@ -18,7 +19,7 @@ SET_UP = f"""
 pragma journal_mode = off;
 pragma synchronous = off;
 pragma cache_size = -{CACHE_KB};
-create table ids (digest blob primary key) without rowid;
+create table ids (digest blob primary key, content blob) without rowid;
 """
 
 
@@ -30,15 +31,19 @@ class Ids:
         self._database.executescript(SET_UP)
         self._database.execute("begin")
 
-    def add(self, identity: str) -> bool:
-        """Whether it is there for the first time; halves of surrogate pairs are letters like any other.
+    def add(self, identity: str, content: bytes = b"") -> Literal["new", "same", "other"]:
+        """Whether it is there for the first time, or was added with the same content, or with another; halves of
+        surrogate pairs are letters like any other. `content`: a digest, as short as it may be.
 
         Raises:
             StorageError: the disk is full.
         """
         found = hashlib.blake2b(identity.encode(errors="surrogatepass"), digest_size=16).digest()
         try:
-            return self._database.execute("insert or ignore into ids values (?)", (found,)).rowcount == 1
+            if self._database.execute("insert or ignore into ids values (?, ?)", (found, content)).rowcount == 1:
+                return "new"
+            [(before,)] = self._database.execute("select content from ids where digest = ?", (found,))
+            return "same" if before == content else "other"
         except sqlite3.OperationalError as error:
             do = "free space in the folder for temporary files, or name another with TMPDIR"
             where = tempfile.gettempdir()

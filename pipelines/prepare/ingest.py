@@ -27,12 +27,12 @@ from pipelines.prepare.annotations import annotation_files
 from pipelines.prepare.confined import confined
 from pipelines.prepare.corpus.names import SCHEME, SMALL, SMALL_SCALE, SYNTHETIC, is_there
 from pipelines.prepare.describe import draft_to_json, inspect
-from pipelines.prepare.embedded import member_bytes
+from pipelines.prepare.embedded import is_embedded, member_bytes
 from pipelines.prepare.engine import Engine
 from pipelines.prepare.formats import format_of, reader
 from pipelines.prepare.formats.answers import places_as_text
 from pipelines.prepare.formats.auto import AUTO
-from pipelines.prepare.formats.rows import Bad, Draft, MediaRef, Row
+from pipelines.prepare.formats.rows import Bad, Draft, MediaRef, Row, wrong_kind
 from pipelines.prepare.ids import Ids
 from pipelines.prepare.resumable import ResumableShards
 from trainer import storage
@@ -256,7 +256,8 @@ def common_folder(files: list[str]) -> str:
 
 
 def _rows(source: Source, name: str, files: list[tuple[str, str]], media: str | None) -> Iterator[Row]:
-    """Rows of all files, given with their formats, in order; an id that was there before makes a row bad."""
+    """Rows of all files, given with their formats, in order. A row that was there before is bad; another of the same id
+    (LLaVA's files call a conversation after its picture, which has several) gets an id made from what it says."""
     common = common_folder([file for file, _ in files])
     with Ids() as ids:
         for file, format in files:
@@ -264,11 +265,32 @@ def _rows(source: Source, name: str, files: list[tuple[str, str]], media: str | 
                 row = confined(row, media or folder_of(file), file) if source.confined else row
                 if isinstance(row, Draft):
                     row = replace(row, id=_own_id(row, file, common)) if len(files) > 1 else row
-                    if not ids.add(row.id):
-                        row = Bad(row.where, "an id of its own", f"{row.id!r} for the second time", "duplicate-id")
-                    elif places_as_text([*row.messages, *row.chosen, *row.rejected]):
-                        row = replace(row, noted=(*row.noted, "places-as-text"))
+                    row = wrong_kind(row, source.kind) or _told_apart(row, ids, media or common)
+                if isinstance(row, Draft) and places_as_text([*row.messages, *row.chosen, *row.rejected]):
+                    row = replace(row, noted=(*row.noted, "places-as-text"))
                 yield row
+
+
+def _told_apart(row: Draft, ids: Ids, root: str) -> Draft | Bad:
+    """The row with an id that no other has, or the Bad of one that says what a row before it said."""
+    content = _content(row, root)
+    was = ids.add(row.id, content)
+    if was == "other":
+        row = replace(row, id=f"{row.id}#{content.hex()}", noted=(*row.noted, "renamed-id"))
+        was = ids.add(row.id, content)
+    if was == "new":
+        return row
+    return Bad(row.where, "a row of its own", f"{row.id!r} for the second time", "duplicate-id")
+
+
+def _content(row: Draft, root: str) -> bytes:
+    """Digest of what a row says and shows, wherever its folder lies. A picture in a tar counts by its size, one in a
+    table not at all: a copy of the row lies elsewhere."""
+    uris = [ref.uri for ref in row.media]
+    shown = [member_bytes(uri) if is_embedded(uri) else inside(uri, (root,)) for uri in uris]
+    said = [row.messages, row.chosen, row.rejected, row.key, row.units]
+    written = json.dumps([said, shown], sort_keys=True).encode()
+    return hashlib.blake2b(written, digest_size=8).digest()
 
 
 def _own_id(row: Draft, file: str, common: str) -> str:

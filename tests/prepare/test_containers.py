@@ -58,6 +58,17 @@ def test_webdataset_pictures_with_texts_and_objects(folder: Path):
     assert "both" in trained(sample, data, folder, "document")[0].targets
 
 
+def test_webdataset_as_img2dataset_writes_it(folder: Path):
+    """Its KEY.json numbers the row in a field `key`, which is no answer key."""
+    facts = {"caption": "a blue field", "url": "https://example.org/1.jpg", "key": "000000000", "status": "success"}
+    facts |= {"error_message": None, "width": 100, "height": 200, "exif": "{}", "sha256": "0" * 64, "uid": "x"}
+    jpg = (folder / "blue.jpg").read_bytes()
+    files = {"000000000.jpg": jpg, "000000000.txt": b"a blue field", "000000000.json": json.dumps(facts).encode()}
+    path = a_tar(folder / "00000.tar", files)
+    [found] = [good(item)[0] for item in made(rows_of("webdataset", path, "caption", "document"), "caption")]
+    assert (said(found), found.key) == ([("document", [("image", 0), "a blue field"])], None)
+
+
 def test_webdataset_faults_cost_their_sample_and_a_cut_tar_is_told(folder: Path):
     png = (folder / "red.png").read_bytes()
     files = {

@@ -233,6 +233,25 @@ def test_several_pictures_go_to_their_placeholders_in_order(media: Path):
     assert [item.width for item in found.media] == [60, 28]
 
 
+def test_a_wrong_key_is_told_without_the_words_of_a_library(media: Path):
+    found = one("openai", media, {"messages": [ASK, SAY], "key": {"task": "guess", "value": 1, "more": 2}})
+    assert isinstance(found, Bad) and found.expected == "key: {task, value}", found
+    assert "guess" in found.got and "more" in found.got and "pydantic" not in found.got
+
+
+@pytest.mark.parametrize("placeholder", ["<image>", "<video>"])
+def test_a_video_stands_at_either_placeholder_where_there_are_only_videos(placeholder: str, media: Path):
+    turns = [{"from": "human", "value": f"{placeholder}\nWhat happens?"}, GPT]
+    row = {"id": "1", "video": "clip.mp4", "conversations": turns}
+    found = one("llava", media, row, rendering="chat")
+    assert isinstance(found, Sample), found
+    assert [part.part for part in found.messages[0].parts] == ["video", "text"]
+    twice = one("llava", media, {**row, "conversations": [{"from": "human", "value": "<image><video>?"}, GPT]})
+    assert isinstance(twice, Bad) and twice.reason == "placeholder-without-media", twice
+    both = one("llava", media, {**row, "image": "red.png"}, rendering="chat")
+    assert isinstance(both, Bad) and both.reason == "media-without-placeholder", both
+
+
 UNITS = [("pixels", [6, 8, 30, 20]), ("thousand", [100, 200, 500, 500]), ("unit", [0.1, 0.2, 0.5, 0.5])]
 
 

@@ -18,7 +18,7 @@ known = Ids() if sys.argv[1] == "table" else set()
 before = resident_kb()
 for number in range(300_000):
     if sys.argv[1] == "table":
-        assert known.add(f"row-{number}")
+        assert known.add(f"row-{number}", b"12345678") == "new"
     else:
         known.add(f"row-{number}".encode().ljust(16))
 print((resident_kb() - before) / 1024)
@@ -28,7 +28,8 @@ print((resident_kb() - before) / 1024)
 def test_an_id_is_known_the_second_time_whatever_it_is_made_of():
     with Ids() as ids:
         for identity in ("a", "A", "", "a" * 10_000, "\ud800", "a\x00", "雪"):
-            assert ids.add(identity) and not ids.add(identity), repr(identity)
+            added = [ids.add(identity, content) for content in (b"1", b"1", b"2", b"1")]
+            assert added == ["new", "same", "other", "same"], repr(identity)
 
 
 def test_a_full_disk_is_told():

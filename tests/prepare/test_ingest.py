@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -260,6 +261,37 @@ def test_tars_with_the_same_keys_are_told_apart_by_their_names_and_an_id_of_a_ro
     prepare_data(a_recipe(tars, NO_TOKENIZER, "prepare.max_bad_fraction=0.3"), str(media / "out"))
     source = Source.open(source_uri(str(media / "out"), "mine", "train"))
     assert [source.sample_id(0, row) for row in range(3)] == ["0.tar/000", "mine", "1.tar/000"]
+
+
+@pytest.mark.parametrize(("kind", "more"), [("instruction", {"rejected_response": "No."}), ("preference", {})])
+def test_pairs_in_a_source_of_another_kind_say_which_kind_is_meant(kind: Any, more: dict, media: Path):
+    messages = [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": "Yes."}]
+    path = write_lines(media / "rows.jsonl", [{"id": "1", "messages": messages, **more}])
+    place = ingest.Place("mine", "train", str(media / "out"), "SOURCE", str(media))
+    source = a_source("ms_swift", path, kind=kind, rendering="chat")
+    with pytest.raises(DataError, match=rf"wrong-kind: .*--kind .*the kind {kind}"):
+        ingest.write_source(small_recipe().prepare, source, place, [str(path)], None, [])
+
+
+def test_other_samples_of_one_id_get_ids_from_what_they_say_and_a_repeat_is_refused(media: Path):
+    """LLaVA's files call every conversation about a picture after that picture."""
+    turns = [{"from": "human", "value": "<image>Again?"}, {"from": "gpt", "value": "Yes."}]
+    rows = [a_caption(0), a_caption(0, conversations=turns), a_caption(1), a_caption(0, image="blue.jpg"), a_caption(0)]
+    (media / "blue.jpg").write_bytes(a_picture(50, 50, "blue", "JPEG"))
+    moved = media / "moved"
+    shutil.copytree(media, moved)
+    found = []
+    for folder, order in ((media, rows), (moved, [rows[0], rows[3], rows[2], rows[1], rows[4]])):
+        out = prepare(folder, order, "prepare.max_bad_fraction=0.2")
+        funnel = storage.read_json(storage.join(out, "data", "funnel.json"))["mine"]["train"]
+        assert (funnel["kept"], funnel["bad"], funnel["noted"]) == (4, {"duplicate-id": 1}, {"renamed-id": 2})
+        assert "line 5: duplicate-id" in funnel["examples"][0]
+        source = Source.open(source_uri(out, "mine", "train"))
+        samples = [source.sample(0, row) for row in range(4)]
+        found.append({sample.media[0].origin + str(sample.messages): sample.id for sample in samples})
+    assert found[0] == found[1] and len(set(found[0].values())) == 4
+    assert sorted(identity.partition("#")[0] for identity in found[0].values()) == ["c0", "c0", "c0", "c1"]
+    assert "c0" in found[0].values()
 
 
 # ---------------------------------------------------------------- what is there while new shards are made

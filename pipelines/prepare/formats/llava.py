@@ -1,5 +1,6 @@
 """LLaVA and ShareGPT: a list (or lines) of {"id", "image" | "images" | "video" | "videos", "conversations": [{"from",
-"value"}]}, with <image> and <video> where the media belong. Also LLaMA-Factory's ShareGPT with `system` beside it.
+"value"}]}, with <image> and <video> where the media belong; where there are only videos <image> is one too, as in
+LLaVA-Video's data. Also LLaMA-Factory's ShareGPT with `system` beside it.
 
 A source of kind caption, interleaved, document, video or text with the document rendering becomes one document: what
 people said and what the model said are one text, without roles.
@@ -51,7 +52,7 @@ def read(path: str, media_root: str, source: Source) -> Iterator[Row]:
 
 def draft(entry: dict, where: str, media_root: str, source: Source) -> Draft:
     media = media_of(entry, media_root)
-    places = Places(media)
+    places = Places(media, any_kind=True)
     messages = turns(entry, places)
     places.finish()
     messages = rendered(with_places(messages), source)

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from pipelines.prepare.embedded import is_embedded, open_file
 from pipelines.prepare.formats.streams import JsonStream, TooMuch, not_utf8
 from trainer import storage
@@ -310,6 +312,19 @@ def field_of(entry: dict, *names: str) -> Any:
     raise BadRow("wrong-form", f"a field {' or '.join(names)}", f"fields {sorted(entry)}")
 
 
+def wrong_kind(row: Draft, kind: str) -> Bad | None:
+    """The Bad of a row that has a rejected answer in a source of another kind than preference, or has none in one."""
+    if bool(row.chosen) == (kind == "preference"):
+        return None
+    if row.chosen:
+        expected = (
+            "rows without a rejected answer, or the kind preference (--kind preference; in a recipe kind: preference)"
+        )
+        return Bad(row.where, expected, f"a rejected answer in a source of the kind {kind}", "wrong-kind")
+    expected = "a chosen and a rejected answer in each row, or another kind (--kind instruction)"
+    return Bad(row.where, expected, "one answer in a source of the kind preference", "wrong-kind")
+
+
 # ---------------------------------------------------------------- parts
 
 
@@ -383,13 +398,16 @@ PLACEHOLDER = re.compile(r"(<image>|<video>)")
 class Places:
     """Hands out media to placeholders in order, and notices when the numbers differ."""
 
-    def __init__(self, media: Sequence[MediaRef]):
+    def __init__(self, media: Sequence[MediaRef], *, any_kind: bool = False):
+        """`any_kind`: <image> is a video where there are only videos, as LLaVA-Video's data have it."""
         self.media, self.next = list(media), {"image": 0, "video": 0}
         self.of_kind = {
             kind: [number for number, item in enumerate(media) if item.kind == kind] for kind in ("image", "video")
         }
+        self._only_videos = any_kind and bool(media) and not self.of_kind["image"]
 
     def take(self, kind: Literal["image", "video"]) -> dict:
+        kind = "video" if self._only_videos else kind
         number = self.next[kind]
         self.next[kind] += 1
         if number >= len(self.of_kind[kind]):
@@ -431,10 +449,12 @@ def units_of(entry: dict) -> Units:
 
 
 def key_of(entry: dict) -> dict | None:
-    """The answer key of a task: {"task": ..., "value": ...}."""
-    if entry.get("key") is None:
+    """The answer key of a task: {"task": ..., "value": ...}. What is no object is another's field of that name, as the
+    number of a row that img2dataset writes."""
+    if not isinstance(entry.get("key"), dict):
         return None
     try:
         return Key.model_validate(entry["key"]).model_dump()
-    except ValueError as error:
-        raise BadRow("wrong-form", "key: {task, value}", error) from None
+    except ValidationError as error:
+        told = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:3])
+        raise BadRow("wrong-form", "key: {task, value}", f"{entry['key']}: {told}") from None
