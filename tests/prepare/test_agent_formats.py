@@ -315,6 +315,9 @@ def test_a_view_hierarchy_becomes_a_caption_and_boxes_in_the_screenshots_pixels(
         'A screen with 1 text: "Alarms"; 3 buttons: "Add & edit", "7:30 Mon, Tue", "Below"; 1 input: "Name".'
     )
     boxes_come_back(sample, files, tmp_path)
+    (tmp_path / "alarms.png").rename(tmp_path / "alarms.PNG")
+    other, _ = only(read("uiautomator", tmp_path / "alarms.xml"), "agent")
+    assert placed(other) == placed(sample), "an ending in capitals"
 
 
 @pytest.mark.parametrize(

@@ -455,6 +455,16 @@ def test_a_document_without_words_in_order_is_a_bad_row(tmp_path: Path, content:
     assert isinstance(bad, Bad) and bad.reason == reason and "d.pdf" in bad.where
 
 
+def test_a_blank_page_is_counted_and_no_fault_unlike_one_without_a_text_layer(tmp_path: Path):
+    drawn = "#line(length: 40pt, stroke: 0.3pt)"
+    found = made(read("pdf", a_pdf(tmp_path / "d.pdf", "words", "", drawn)), "document")
+    assert not isinstance(found[0], Bad)
+    assert [(bad.reason, bad.fault) for bad in found[1:] if isinstance(bad, Bad)] == [
+        ("blank-page", False),
+        ("no-text-layer", True),
+    ]
+
+
 def test_pages_and_times_are_recognised_and_a_layout_in_cocos_form_has_to_be_named(tmp_path: Path):
     (tmp_path / "book.hocr").write_text(HOCR)
     a_pdf(tmp_path / "a.pdf", "words")

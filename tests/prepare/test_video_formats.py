@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.prepare.formats.events import video_of
 from pipelines.prepare.formats.rows import Bad
 from tests.data.test_video_times import a_clip, a_song
 from tests.prepare.builders import a_clip as a_short_clip
@@ -70,6 +71,17 @@ def test_events_of_a_video_are_listed_and_grounded_in_both_time_formats(tmp_path
         written[found.variant] = pairs[1][0]
         assert found.frames and max(found.frames[0]) < sample.media[0].num_frames
     assert written == {0: "20.0 seconds", 1: "00:00:20:00"}
+
+
+@pytest.mark.parametrize(
+    ("name", "file"), [("v_1", "v_1.MP4"), ("v_1", "v_1.webm"), ("v.2", "v.2.mp4"), ("a.MP4", "a.MP4")]
+)
+def test_a_videos_file_is_found_by_its_name_with_an_ending_in_small_or_capital_letters(
+    name: str, file: str, tmp_path: Path
+):
+    (tmp_path / file).write_bytes(b"")
+    assert video_of(name, str(tmp_path)) == str(tmp_path / file)
+    assert video_of("gone", str(tmp_path)) == str(tmp_path / "gone.mp4")
 
 
 def test_lines_of_charades_become_one_sample_a_video_and_a_bad_line_costs_itself(tmp_path: Path):

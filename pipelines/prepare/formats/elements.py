@@ -99,7 +99,9 @@ def screenshot_of(path: str, root: str) -> str:
     """The picture that belongs to a tree: of the same name, below the media folder. Raises BadRow."""
     stem = path.rpartition("/")[2].rpartition(".")[0]
     tried = [f"{root.rstrip('/')}/{stem}{suffix}" for suffix in PICTURES]
-    for name in tried:
+    capitals = [f"{root.rstrip('/')}/{stem}{suffix.upper()}" for suffix in PICTURES]
+    for name in (*tried, *capitals):
         if storage.exists(name):
             return name
-    raise BadRow("missing-media", f"a screenshot beside the tree: one of {', '.join(tried)}", "no such file")
+    told = f"a screenshot beside the tree: one of {', '.join(tried)}, or their endings in capitals"
+    raise BadRow("missing-media", told, "no such file")

@@ -50,9 +50,9 @@ def _told(objects: list[dict], form: str) -> dict:
 
 
 def video_of(name: str, root: str) -> str:
-    """The file of a video that annotations only name: NAME with one of SUFFIXES, the first where there is none."""
-    named = name.rpartition(".")[2].lower() in SUFFIXES
-    tried = [
-        f"{root.rstrip('/')}/{name}" + ("" if named else f".{suffix}") for suffix in SUFFIXES[: 1 if named else None]
-    ]
+    """The file of a video that annotations only name: NAME with one of SUFFIXES, in small or capital letters, the first
+    where there is none."""
+    if name.rpartition(".")[2].lower() in SUFFIXES:
+        return f"{root.rstrip('/')}/{name}"
+    tried = [f"{root.rstrip('/')}/{name}.{suffix}" for suffix in (*SUFFIXES, *map(str.upper, SUFFIXES))]
     return next(filter(storage.exists, tried), tried[0])

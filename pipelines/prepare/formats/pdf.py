@@ -9,7 +9,7 @@ text is read as paragraphs), formulas, captions, headings in the size of the tex
 
 Bad rows: no PDF or one with a password (bad-pdf), a page without text (no-text-layer: scans need hOCR), one whose font
 does not say what its glyphs mean (no-unicode), and pages mostly right to left (right-to-left: pdfium's order of their
-words is not theirs).
+words is not theirs). A blank page is left out and counted (blank-page), and is no fault.
 """
 
 from __future__ import annotations
@@ -95,6 +95,8 @@ def _page(document: pdfium.PdfDocument, number: int, path: str) -> Page | MediaE
 
 def _check(page: Page) -> None:
     text = "".join(line.text for line in page.lines)
+    if page.blank:
+        raise BadRow("blank-page", "a page with something to be seen", "one colour", fault=False)
     if not text.strip():
         raise BadRow("no-text-layer", "a page with a text layer", "no characters")
     if page.unknown > UNKNOWN_SHARE * (len(text) + page.unknown):

@@ -15,6 +15,7 @@ import pypdfium2.raw as raw
 from pipelines.prepare.formats.blocks import Box
 from pipelines.prepare.formats.pdf_tables import Table, tables_of
 from pipelines.prepare.pdf_pages import SCALE
+from trainer.data import media
 
 BREAK = 1.5
 """Blank between two characters that ends a line, in heights: columns and cells lie side by side."""
@@ -56,6 +57,8 @@ class Page:
     pictures: list[Box]
     unknown: int
     """Glyphs that stand for no known character."""
+    blank: bool = False
+    """Nothing is to be seen on it."""
 
 
 def page_of(page: pdfium.PdfPage) -> Page:
@@ -73,8 +76,17 @@ def page_of(page: pdfium.PdfPage) -> Page:
         elif kind == raw.FPDF_PAGEOBJ_IMAGE:
             share = (box[2] - box[0]) * (box[3] - box[1]) / (place.width * place.height)
             pictures += [box] * (SMALL <= share <= LARGE)
+    blank = not unknown and not any(line.text.strip() for line in lines) and _is_blank(page, place)
     page.close()
-    return Page(lines, tables_of(rules), pictures, unknown)
+    return Page(lines, tables_of(rules), pictures, unknown, blank)
+
+
+def _is_blank(page: pdfium.PdfPage, place: _Places) -> bool:
+    """Whether the page's picture is of one colour; one that is too large to be drawn is not looked at."""
+    if place.width * place.height > media.MAX_PIXELS:
+        return False
+    picture = page.render(scale=1).to_pil().convert("RGB")
+    return all(low == high for low, high in picture.getextrema())  # type: ignore[misc]  # of three bands
 
 
 class _Places:
