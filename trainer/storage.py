@@ -86,7 +86,7 @@ def _retried(call: Callable[[], T], uri: str, doing: str) -> T:
 
     Raises:
         StorageError: after NUM_TRIES, or when the caller's patience (trainer/tries.py) is over.
-        Refused: at once, without rights, credentials or a bucket.
+        Refused: at once, without rights, credentials or a bucket, or where a web server answers 401, 403, 410, ...
     """
     with tries.one_call():
         for turn in range(1, NUM_TRIES + 1):
@@ -107,8 +107,14 @@ def _retried(call: Callable[[], T], uri: str, doing: str) -> T:
                 if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"):
                     do = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
                     raise Refused(f"no credentials to {doing}", where=uri, got=_told(error), do=do) from error
+                if (status := tries.http_refusal(error)) is not None:
+                    do = "check the address, and whether it needs a login or has expired"
+                    raise Refused(
+                        f"the server refused to {doing}: {status}", where=uri, got=_told(error), do=do
+                    ) from error
                 pause = tries.pause_s(turn)
-                if isinstance(error, tries.GivenUp) or turn == NUM_TRIES or not tries.time_left(pause):
+                last = isinstance(error, tries.GivenUp) or turn == NUM_TRIES or not tries.may_try_again(turn)
+                if last or not tries.time_left(pause):
                     raise _gave_up(error, turn, uri, doing) from error
             time.sleep(pause)
     raise AssertionError("not reached")

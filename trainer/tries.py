@@ -63,6 +63,7 @@ PASSING = {"RequestTimeout", "XAmzContentSHA256Mismatch", *THROTTLED}
 
 _PATIENCE: ContextVar[float] = ContextVar("seconds of a call to storage", default=math.inf)
 _UNTIL: ContextVar[float] = ContextVar("end of the call to storage", default=math.inf)
+_NUM_TRIES: ContextVar[float] = ContextVar("tries of a call to storage", default=math.inf)
 
 
 class GivenUp(Exception):
@@ -81,6 +82,21 @@ def patience(seconds: float) -> Iterator[None]:
         yield
     finally:
         _PATIENCE.reset(token)
+
+
+@contextlib.contextmanager
+def at_most(num_tries: int) -> Iterator[None]:
+    """Each call to storage inside, in this thread, is tried so often; requests of S3 have their own tries."""
+    token = _NUM_TRIES.set(min(num_tries, _NUM_TRIES.get()))
+    try:
+        yield
+    finally:
+        _NUM_TRIES.reset(token)
+
+
+def may_try_again(turn: int) -> bool:
+    """Whether `at_most` leaves another try after this one, counted from 1."""
+    return turn < _NUM_TRIES.get()
 
 
 @contextlib.contextmanager
@@ -178,6 +194,13 @@ def _status(error: BaseException) -> int:
     """Of the answer; 0 without one."""
     response = getattr(error, "response", None)
     return response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) if isinstance(response, dict) else 0
+
+
+def http_refusal(error: BaseException) -> int | None:
+    """The status of a web server's answer that the next try will not change: 401, 403, 410, 451, ...; else None."""
+    status = getattr(error, "status", None)  # aiohttp's ClientResponseError
+    refused = isinstance(status, int) and 400 <= status < 500 and status not in (408, 425, 429)
+    return status if refused else None
 
 
 def s3_code(error: BaseException | None) -> str | None:

@@ -7,13 +7,15 @@ import base64
 import io
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 import av
 from pydantic import ValidationError
 
-from pipelines.prepare import embedded, pdf_pages
+from pipelines.prepare import embedded, fetching, pdf_pages
+from pipelines.prepare.engine import Answer, Engine, blocks
 from pipelines.prepare.formats.rows import WRONG, Bad, Draft, MediaRef, told
 from pipelines.prepare.scores.address import is_score_page
 from pipelines.prepare.whole import is_whole
@@ -22,6 +24,8 @@ from trainer.data import media, video
 from trainer.data.sample import Media, Sample, to_json
 from trainer.errors import DataError, MediaError, StorageError, UsageError
 
+GROUP_ROWS = 64
+"""Rows whose media are read at the same time, where these lie elsewhere; they are in memory with their block anyway."""
 LENGTH_SHARE, LENGTH_S = 0.02, 1.0
 """By which a video's length may differ from what its annotation says, together: players and containers round."""
 SPILL = 0.02
@@ -35,21 +39,50 @@ def draft_to_json(draft: Draft, *, source: str, kind: str, split: str, media_roo
 
 def inspect(row: str) -> tuple[str, list[bytes]]:
     """JSON {"sample": text} with the files, or {"bad": fields} without."""
-    entry = json.loads(row)
+    return _inspected(json.loads(row), _read)
+
+
+def inspect_group(rows: str) -> tuple[str, list[bytes]]:
+    """`inspect` of several rows, given as a JSON list, whose media are read at the same time: a JSON list of [text,
+    number of its files], and the files of all."""
+    entries = [json.loads(row) for row in json.loads(rows)]
+    uris = [item["uri"] for entry in entries for item in entry["draft"]["media"]]
+    with fetching.read_ahead(uris, _read) as read:
+        found = [_inspected(entry, read) for entry in entries]
+    return json.dumps([[text, len(files)] for text, files in found]), [data for _, files in found for data in files]
+
+
+def inspect_groups(rows: list[str], engine: Engine) -> list[Answer]:
+    """`inspect` of a block of rows, in order, of which some have media that lie elsewhere."""
+    size = min(GROUP_ROWS, -(-len(rows) // engine.partitions))
+    found: list[Answer] = []
+    for text, files in engine.map(inspect_group, [json.dumps(group) for group in blocks(rows, size)]):
+        for answer, count in json.loads(text):
+            found.append((answer, files[:count]))
+            files = files[count:]
+    return found
+
+
+def is_far(draft: Draft) -> bool:
+    """Whether a medium of it comes over a network."""
+    return any(fetching.is_remote(ref.uri) for ref in draft.media)
+
+
+def _inspected(entry: dict[str, Any], read: Callable[[str], bytes]) -> tuple[str, list[bytes]]:
     draft = Draft(**{**entry["draft"], "media": [MediaRef(**item) for item in entry["draft"]["media"]]})
-    found = _sample(draft, entry)
+    found = _sample(draft, entry, read)
     if isinstance(found, Bad):
         return json.dumps({"bad": asdict(found)}), []
     sample, files = found
     return json.dumps({"sample": to_json(sample)}), files
 
 
-def _sample(draft: Draft, facts: dict[str, str]) -> tuple[Sample, list[bytes]] | Bad:
+def _sample(draft: Draft, facts: dict[str, str], read: Callable[[str], bytes]) -> tuple[Sample, list[bytes]] | Bad:
     files: list[bytes] = []
     described: list[Media] = []
     for ref in draft.media:
         try:
-            data = _read(ref.uri)
+            data = read(ref.uri)
             described.append(describe(data, ref, facts["media_root"], header_only=facts["verify"] == "header"))
         except FileNotFoundError:
             return Bad(draft.where, f"the {ref.kind} {_shown(ref.uri)}", "no such file", "missing-media")
@@ -108,7 +141,8 @@ def _read(uri: str) -> bytes:
         local = storage.local_path(uri)
         if local is not None and not os.path.isfile(local) and os.path.exists(local) and not os.path.isdir(local):
             raise DataError("not a regular file", got="a pipe, device or socket, which may have no end")
-        return storage.read_bytes(uri)
+        with fetching.host_of(uri):
+            return storage.read_bytes(uri)
     except (IsADirectoryError, NotADirectoryError) as error:
         raise FileNotFoundError(uri) from error
 

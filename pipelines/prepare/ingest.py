@@ -26,7 +26,7 @@ from pipelines.prepare import resumable
 from pipelines.prepare.annotations import annotation_files
 from pipelines.prepare.confined import confined
 from pipelines.prepare.corpus.names import SCHEME, SMALL, SMALL_SCALE, SYNTHETIC, is_there
-from pipelines.prepare.describe import draft_to_json, inspect
+from pipelines.prepare.describe import draft_to_json, inspect, inspect_groups, is_far
 from pipelines.prepare.embedded import is_embedded, member_bytes
 from pipelines.prepare.engine import Engine
 from pipelines.prepare.formats import format_of, reader
@@ -362,7 +362,9 @@ def _write(rows: Iterable[Row], facts: dict[str, str], made: ResumableShards, fu
     told = time.monotonic()
     for block in _blocks(islice(rows, made.num_items, None)):
         drafts = [row for row in block if isinstance(row, Draft)]
-        answers = iter(engine.map(inspect, [draft_to_json(draft, **facts) for draft in drafts]) if drafts else [])
+        texts = [draft_to_json(draft, **facts) for draft in drafts]
+        far = any(map(is_far, drafts))
+        answers = iter(inspect_groups(texts, engine) if far else engine.map(inspect, texts) if drafts else [])
         for row in block:
             text, files = next(answers) if isinstance(row, Draft) else ("", [])
             found: dict[str, Any] = json.loads(text) if text else {"bad": asdict(row)}
