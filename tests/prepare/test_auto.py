@@ -55,12 +55,14 @@ def test_rows_are_recognised(format: str, row: Any, form: str, tmp_path: Path):
 def test_files_of_other_kinds_are_recognised(tmp_path: Path):
     (tmp_path / "instances.json").write_text(json.dumps(INSTANCES))
     (tmp_path / "coco.json").write_text(json.dumps(coco(), indent=1))
+    told = {"images": [{"id": 1, "file_name": "1.png"}], "annotations": [{"id": 1, "image_id": 1, "caption": "x"}]}
+    (tmp_path / "captions.json").write_text(json.dumps(told))
     (tmp_path / "notes.md").write_text("# words")
     (tmp_path / "refs.p").write_bytes(b"\x80")
     a_tar(tmp_path / "0.tar", {"1.png": a_picture(), "1.txt": b"x"})
     pq.write_table(pa.table({"text": ["x"]}), tmp_path / "t.parquet")
     want = {"instances.json": "coco", "coco.json": "coco", "notes.md": "text", "refs.p": "refcoco"}
-    want |= {"0.tar": "webdataset", "t.parquet": "parquet"}
+    want |= {"captions.json": "coco_captions", "0.tar": "webdataset", "t.parquet": "parquet"}
     assert {name: format_of("auto", str(tmp_path / name)) for name in want} == want
 
 

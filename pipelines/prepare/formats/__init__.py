@@ -7,6 +7,7 @@ ms_swift      messages with images, videos and objects: <ref-object>, <bbox>
 llama_factory alpaca and sharegpt rows, ranking pairs; dataset_info.json where there is one
 qwen_vl       Qwen-VL v1: <img>, <ref>, <box> in thousandths
 captions      a picture with its caption, or with question and answer
+coco_captions COCO captions: images with their captions
 webdataset    tars of pictures and texts by key; the shards of this project
 parquet       tables of a hub: pictures in columns, rows of any form above
 coco          COCO detection: boxes and masks
@@ -44,7 +45,7 @@ from trainer.recipe import Kind, Rendering, Source
 FORMATS = (
     *("agent", "coco", "interleaved", "layout", "llava", "openai", "preference", "text"),
     *("captions", "llama_factory", "mmc4", "ms_swift", "parquet", "points", "qwen_vl", "refcoco", "webdataset"),
-    *("coco_layout", "hocr", "pdf", "musicxml", "activitynet", "charades_sta"),
+    *("coco_captions", "coco_layout", "hocr", "pdf", "musicxml", "activitynet", "charades_sta"),
     *("android_control", "aitw", "mind2web", "uiautomator", "accessibility", "web_dom"),
 )
 RENDERED = {"interleaved": "document", "mmc4": "document", "text": "document", "preference": "chat"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -188,6 +189,38 @@ CONVERSATIONS = [
 
 SEEN = {"image": "red.png", "caption": "a red field"}
 ASKED = {"id": "q", "image": "red.png", "question": "Which colour?", "answers": ["red", "crimson"]}
+TOLD = {
+    "info": {"year": 2017},
+    "images": [{"id": 1, "file_name": "red.png"}, {"id": 2, "file_name": "blue.jpg"}],
+    "annotations": [
+        {"image_id": 1, "id": 10, "caption": "a red field"},
+        {"image_id": 2, "id": 11, "caption": "a sea"},
+        {"image_id": 1, "id": 12, "caption": "all red"},
+    ],
+}
+UNTOLD = {
+    "images": [
+        {"id": 101, "file_name": "red.png"},
+        {"id": 102, "file_name": "gone.png"},
+        {"id": 103, "file_name": "red.png"},
+        {"id": 104},
+        {"id": 105, "file_name": "red.png"},
+    ],
+    "annotations": [
+        {"image_id": 102, "id": 10, "caption": "gone"},
+        {"image_id": 103, "id": 11, "caption": " "},
+        {"image_id": 104, "id": 12, "caption": "nothing"},
+        {"image_id": 105, "id": 13},
+        {"image_id": 109, "id": 14, "caption": "nobody"},
+    ],
+}
+
+
+def _object(folder: Path, content: dict) -> Path:
+    (with_media(folder) / "captions.json").write_text(json.dumps(content))
+    return folder / "captions.json"
+
+
 DOCUMENTS = [
     row(
         "captions",
@@ -198,6 +231,18 @@ DOCUMENTS = [
         ],
         kind="caption",
         rendering="document",
+    ),
+    Row(
+        "coco_captions",
+        "caption",
+        "document",
+        partial(_object, content=TOLD),
+        [
+            want("1", [("document", [IMAGE, "a red field", "\n", "all red"])], "red.png 60x40"),
+            want("2", [("document", [IMAGE, "a sea"])], "blue.jpg 100x200"),
+        ],
+        partial(_object, content=UNTOLD),
+        {"no-captions": 1, "unknown-image": 1, "missing-media": 1, "empty-text": 1, "wrong-form": 2},
     ),
     row(
         "interleaved",

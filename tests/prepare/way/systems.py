@@ -37,7 +37,7 @@ SYSTEMS = (
     ),
     System(
         "captions, knowledge, OCR",
-        rows=("captions", "llava", "webdataset"),
+        rows=("captions", "coco_captions", "llava", "webdataset"),
         curation=("curate/test_filters.py", "curate/test_near.py"),
         depth=("test_formats.py", "test_containers.py"),
     ),
