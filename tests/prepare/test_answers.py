@@ -124,6 +124,14 @@ def test_every_reader_of_answers_reads_their_places(format: str, folder: Path):
     assert isinstance(several, Bad) and (several.reason, several.got) == ("which-picture", "2 of them"), several
 
 
+@pytest.mark.parametrize("rendering", ["chat", "document"])
+def test_places_in_the_answer_of_a_table_are_read(rendering: str, folder: Path):
+    row = {"image": "red.png", "question": "Where?", "answer": f"```json\n{LISTED}\n```", "coordinates": "thousand"}
+    [found] = read("captions", write_lines(folder / "rows.jsonl", [row]), kind="caption", rendering=rendering)
+    assert isinstance(found, Draft), found
+    assert (places(found.messages[-1]["parts"][-1:]), found.units) == ([BOTH], "thousand")
+
+
 def test_the_picture_meant_is_the_only_one_shown_before(folder: Path):
     turns = ["<image>Where?", LISTED, "<image>And here?", "Nowhere."]
     row = row_of("llava", "", pictures=2)

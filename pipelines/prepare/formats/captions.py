@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from pipelines.prepare.formats.answers import with_places
 from pipelines.prepare.formats.choices import ANSWERS, Shown, question_and_answer
 from pipelines.prepare.formats.llava import media_of
 from pipelines.prepare.formats.peek import IMAGES as ENDINGS
@@ -33,6 +34,7 @@ from pipelines.prepare.formats.rows import (
     resolve,
     say,
     text,
+    units_of,
 )
 from trainer.recipe import Source
 
@@ -83,26 +85,27 @@ def draft(entry: dict, where: str, media_root: str, source: Source) -> Draft:
     shown = Shown(media)
     asked = [shown.split(question) if question is not None else [] for question, _ in turns]
     asked[0] = [*shown.first(), *asked[0]]
+    messages = []
+    for number, (question, words) in enumerate(turns):
+        wish = [] if question is not None else [text(AGAIN if number else QUESTION)]
+        messages += [message("user", *asked[number], *wish), message("assistant", text(words))]
+    messages = with_places(messages)
     if source.rendering == "document":
-        messages = [message("document", *_document(turns, asked))]
-    else:
-        messages = []
-        for number, (question, words) in enumerate(turns):
-            wish = [] if question is not None else [text(AGAIN if number else QUESTION)]
-            messages += [message("user", *asked[number], *wish), message("assistant", text(words))]
-    return Draft(where, identity_of(entry, where), messages, media, key=key_of(entry))
+        answers = [item["parts"] for item in messages[1::2]]
+        messages = [message("document", *_document(turns, asked, answers))]
+    return Draft(where, identity_of(entry, where), messages, media, key=key_of(entry), units=units_of(entry))
 
 
-def _document(turns: list[Turn], asked: list[list[dict]]) -> list[dict]:
+def _document(turns: list[Turn], asked: list[list[dict]], answers: list[list[dict]]) -> list[dict]:
     """Everything in order, a question, an answer and a caption on lines of their own."""
     parts: list[dict] = []
-    for number, (question, words) in enumerate(turns):
+    for number, (question, _) in enumerate(turns):
         if number:
             parts.append(text("\n"))
         parts += asked[number]
         if question is not None:
             say(parts, "\n")
-        parts.append(text(words))
+        parts += answers[number]
     return parts
 
 
