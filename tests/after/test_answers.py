@@ -187,6 +187,26 @@ def test_calls_are_tried_again_where_that_may_help(server: str, codes: list[int]
     assert bool(found[0].error) == (finish == "error")
 
 
+@pytest.mark.parametrize(
+    ("answered", "shown"),
+    [(b"<html>Log in</html>", "'<html>Log in</html>'"), (b"", "answered nothing"), (b'{"detail": "no"}', "detail"),
+     (b"null", "null"), (b'{"choices": []}', "choices"), (b"\xff" * 900, "...")],
+)  # fmt: skip
+def test_what_is_no_completion_is_shown_with_the_address(
+    answered: bytes, shown: str, server: str, monkeypatch: pytest.MonkeyPatch
+):
+    def do_POST(handler: Handler) -> None:
+        handler.rfile.read(int(handler.headers["Content-Length"]))
+        handler.send_response(200)
+        handler.end_headers()
+        handler.wfile.write(answered)
+
+    monkeypatch.setattr(Handler, "do_POST", do_POST)
+    (found,) = ask(server)
+    assert found.finish == "error" and f"{server}/chat/completions answered" in found.error and shown in found.error
+    assert "JSONDecodeError" not in found.error and len(found.error) < 500
+
+
 def test_an_endpoint_gets_the_question_with_its_picture_and_a_seed_of_its_own_per_answer(server: str):
     found = ask(server, count=3)
     assert len({answer.text for answer in found}) == 3

@@ -20,6 +20,8 @@ from typing import Any
 NUM_TRIES = 4
 TIMEOUT_S = 120.0
 MAX_WAIT_S = 60.0
+SHOWN_BYTES = 200
+"""Of an answer that is none, in a message."""
 RETRIED = frozenset((408, 409, 425, 429, 500, 502, 503, 504))
 
 Json = dict[str, Any]
@@ -33,6 +35,15 @@ class Refused(OSError):
         self.code = code
 
 
+class NotAnswered(ValueError):
+    """The endpoint answered, but with something else than a completion's JSON; the message shows its beginning."""
+
+    def __init__(self, url: str, answered: bytes):
+        shown = answered[:SHOWN_BYTES].decode(errors="replace").strip()
+        more = "..." if len(answered) > SHOWN_BYTES else ""
+        super().__init__(f"{url} answered no completion: {shown!r}{more}" if shown else f"{url} answered nothing")
+
+
 def may_pass(error: Exception) -> bool:
     """Whether an error of request() may be gone some minutes later: no answer at all, or one that asks to try again."""
     return isinstance(error, OSError) and (not isinstance(error, Refused) or error.code in RETRIED)
@@ -44,7 +55,7 @@ def request(url: str, body: Json, *, timeout_s: float = TIMEOUT_S, sleep: Callab
     Raises:
         Refused: an answer that trying again does not change, or the last of NUM_TRIES.
         OSError: no answer after all tries.
-        ValueError: the answer is not JSON.
+        NotAnswered: the answer is no completion (a login page, a server of another kind).
     """
     headers = {"Content-Type": "application/json"}
     if key := os.environ.get("QWENVL_ENDPOINT_KEY"):
@@ -57,7 +68,7 @@ def request(url: str, body: Json, *, timeout_s: float = TIMEOUT_S, sleep: Callab
         try:
             sent = urllib.request.Request(url, json.dumps(body).encode(), headers)
             with urllib.request.urlopen(sent, timeout=timeout_s) as response:
-                return json.load(response)
+                return _completion(url, response.read())
         except urllib.error.HTTPError as error:
             told = error.read(300).decode(errors="replace")
             if error.code not in RETRIED or turn == NUM_TRIES - 1:
@@ -68,6 +79,15 @@ def request(url: str, body: Json, *, timeout_s: float = TIMEOUT_S, sleep: Callab
             if turn == NUM_TRIES - 1:
                 raise OSError(f"no answer from {url} in {NUM_TRIES} tries: {error}") from None
     raise AssertionError("the loop returns or raises")
+
+
+def _completion(url: str, answered: bytes) -> Json:
+    try:
+        found = json.loads(answered)
+        found["choices"][0]["message"]["content"]  # what whoever asked looks at
+    except (ValueError, RecursionError, LookupError, TypeError):
+        raise NotAnswered(url, answered) from None
+    return found
 
 
 def _seconds(stated: str | None) -> float:

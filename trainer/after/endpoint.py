@@ -80,7 +80,7 @@ def call(
 
     Raises:
         OSError: no answer after all tries, or one that trying again does not change.
-        ValueError: the answer is not JSON.
+        NotAnswered: the answer is no completion.
     """
     assert sampling.endpoint is not None
     body = {

@@ -222,7 +222,7 @@ def check_failed(
     if not missing and failed <= judge.max_failed * of:
         return
     errors = [error for one in counts for error in one.errors[-3:]]
-    told = "\n    ".join(errors[-3:]) or "answers of another form than asked for"
+    told = "\n    ".join(dict.fromkeys(errors[-3:])) or "answers of another form than asked for"
     raise Unfinished(
         f"{what} that no answer came for" if missing else f"too many {what} without a valid answer of the judge",
         where=where,
