@@ -138,11 +138,12 @@ def test_a_quiet_stage_costs_few_calls_and_its_launcher_little_memory(bench: Ben
     """While rank 0 prints a megabyte a second, all of which the launcher shows."""
     if not reached.own:
         pytest.skip("the audit log of KUBECONFIG's API server cannot be read")
-    with bench.process({"step_s": 1.0, "log_mb": 1}) as process:
+    with bench.limited(deadline_s=int(QUIET_S) + 900).process({"step_s": 1.0, "log_mb": 1}) as process:
         bench.running()
         bench.until("a heartbeat", lambda: bench.heard("\nstep 3\n"))
         began = datetime.now(UTC).isoformat()
         time.sleep(QUIET_S)
+        assert process.poll() is None, "it ended before"
         events = [one for one in bench.audited() if one["requestReceivedTimestamp"] > began]
         shown = bench.told.stat().st_size
         peak = next(line for line in Path(f"/proc/{process.pid}/status").read_text().splitlines() if "VmHWM" in line)
