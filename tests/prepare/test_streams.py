@@ -194,3 +194,15 @@ def test_files_of_many_megabytes_are_recognised_and_read_in_a_third_of_that(name
     words = [sys.executable, "-c", PROGRAM, str(path)]
     found, count, grown_kb = subprocess.run(words, check=True, capture_output=True, text=True).stdout.split()
     assert (found, count) == (name, str(num)) and int(grown_kb) * 1024 < path.stat().st_size / 3, grown_kb
+
+
+@pytest.mark.parametrize("before", ['[{"id": "é€"}, ', f'[{{"id": "{"é" * (3 << 19)}"}}, '])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_what_is_broken_on_one_long_line_is_told_with_its_byte(before: str, mark: str, tmp_path: Path):
+    path = tmp_path / "rows.json"
+    path.write_bytes((mark + before + '{"id": nothing}]').encode())
+    with pytest.raises(DataError) as error:
+        list(json_entries(str(path)))
+    place = len((mark + before + '{"id": ').encode())
+    assert f"rows.json, line 1, byte {place}\n" in str(error.value) and '{"id": nothing}]' in str(error.value)
+    assert "do: mend the file there" in str(error.value)

@@ -29,6 +29,8 @@ def not_utf8(path: str, at: int) -> DataError:
 
 CHUNK = 1 << 20
 NEAR_END = 16
+SHOWN = 40
+"""Characters on either side of what is wrong."""
 """Characters before the end of what was read in which an error may be the end's: a name, a number, an escape."""
 _SPACE = re.compile(r"[ \t\n\r]*")
 _TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+(?P<end>"|\\?\Z)|[][{},]', re.DOTALL)
@@ -109,8 +111,16 @@ class JsonStream:
 
     def wrong(self, got: str, further: int = 0) -> DataError:
         """Not JSON, that many characters from here."""
-        line = self.line + self._text.count("\n", self._at, self._at + further)
-        return DataError("the annotation file is not JSON", where=f"{self.path}, line {line}", got=got)
+        at = self._at + further
+        line = self.line + self._text.count("\n", self._at, at)
+        byte = self._bytes - len(self._text[at:].encode())
+        shown = self._text[max(0, at - SHOWN) : at + SHOWN]
+        return DataError(
+            "the annotation file is not JSON",
+            where=f"{self.path}, line {line}, byte {byte}",
+            got=f"{got}, in {shown!r}" if shown else f"{got}, at the end of the file",
+            do="mend the file there, or write it again: it may be cut",
+        )
 
     def take(self, characters: str, told: str) -> str:
         """One of the characters, which has to come next."""
