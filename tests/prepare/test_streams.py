@@ -14,7 +14,7 @@ import pytest
 
 from pipelines.prepare.formats import streams
 from pipelines.prepare.formats.coco_file import coco_file
-from pipelines.prepare.formats.rows import Bad, json_entries
+from pipelines.prepare.formats.rows import Bad, json_document, json_entries
 from pipelines.prepare.formats.streams import JsonStream, TooMuch
 from trainer.errors import DataError
 
@@ -206,3 +206,12 @@ def test_what_is_broken_on_one_long_line_is_told_with_its_byte(before: str, mark
     place = len((mark + before + '{"id": ').encode())
     assert f"rows.json, line 1, byte {place}\n" in str(error.value) and '{"id": nothing}]' in str(error.value)
     assert "do: mend the file there" in str(error.value)
+
+
+def test_a_document_that_is_broken_is_told_with_its_column(tmp_path: Path):
+    path = tmp_path / "refs.json"
+    path.write_text('{"a": 1,\n "b": nothing}')
+    with pytest.raises(DataError) as error:
+        json_document(str(path))
+    told = str(error.value)
+    assert "refs.json, line 2, column 7\n" in told and '"b": nothing}' in told and "do: mend the file there" in told

@@ -205,7 +205,10 @@ def json_document(path: str) -> dict:
         value = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise DataError(
-            "the annotation file is not JSON", where=f"{path}, line {error.lineno}", got=error.msg
+            "the annotation file is not JSON",
+            where=f"{path}, line {error.lineno}, column {error.colno}",
+            got=f"{error.msg}, in {error.doc[max(0, error.pos - 40) : error.pos + 40]!r}",
+            do="mend the file there, or write it again: it may be cut",
         ) from None
     except (RecursionError, ValueError) as error:
         raise DataError("the annotation file is not JSON that can be read", where=path, got=error) from None
