@@ -194,7 +194,9 @@ def _column_problems(uri: str, shard: int, num_rows: int) -> Iterator[str]:
         where = storage.join(uri, name)
         with open_file(where) as file:
             try:
-                found = pq.read_table(file, page_checksum_verification=True).num_rows
+                found = pq.read_table(
+                    file, page_checksum_verification=True, use_threads=False, pre_buffer=False
+                ).num_rows
             except (pa.ArrowException, OSError) as error:
                 yield f"{where}: a column that cannot be read: {error}; remove it, it is computed again"
                 continue

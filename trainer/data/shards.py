@@ -236,7 +236,8 @@ def read_column(uri: str, shard: int, name: str, key: str, *, num_rows: int | No
 
 def _read_parquet(data: bytes, where: str) -> pa.Table:
     try:
-        return pq.read_table(io.BytesIO(data), page_checksum_verification=True)
+        # Without Arrow's threads: a process that ended soon after they began was aborted (std::terminate) at its exit.
+        return pq.read_table(io.BytesIO(data), page_checksum_verification=True, use_threads=False, pre_buffer=False)
     except (pa.ArrowInvalid, OSError) as error:
         do = "remove the file: it is computed again" if ".index." not in where else "prepare the source again"
         raise ShardError("a column file cannot be read", where=where, got=str(error), do=do) from error
