@@ -292,12 +292,16 @@ class Balance(Strict):
     tolerance: float = execution(0.05, ge=0, le=1)
 
 
+Weight = Annotated[float, Field(gt=0, le=1000)]
+"""A plan holds every use of a pass at once: the bound is ours."""
+
+
 class Stage(Strict):
     train: Train = result()
     packing: Packing = result()
     data: Annotated[
-        dict[str, Annotated[float, Field(gt=0)]],
-        BeforeValidator(_without_nulls, json_schema_input_type=dict[str, Annotated[float, Field(gt=0)] | None]),
+        dict[str, Weight],
+        BeforeValidator(_without_nulls, json_schema_input_type=dict[str, Weight | None]),
     ] = result(min_length=1)
     """Source name -> how often one pass uses each of its samples (0.5: half of them, 2: twice, other variants); null
     takes out one that the recipe below `extends` has."""
@@ -389,6 +393,8 @@ class Recipe(Strict):
                     problems.append(f"{at}.data.{source}: no such source; prepare.sources has {sorted(sources)}")
                 elif (sources[source].kind == "preference") != (name == "dpo"):
                     problems.append(f"{at}.data.{source}: preference pairs go into dpo, and dpo takes nothing else")
+                if name == "dpo" and stage.data[source] > 1:
+                    problems.append(f"{at}.data.{source}: {stage.data[source]:g}, but a pair is used once: 1 or less")
             for sample in stage.skip_samples:
                 if sample.partition("/")[0] not in stage.data:
                     problems.append(f"{at}.skip_samples: {sample!r} is of no source of {at}.data")

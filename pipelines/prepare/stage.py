@@ -20,7 +20,7 @@ from pipelines.prepare.ingest import source_uri
 from pipelines.prepare.pairs import check_used_once
 from trainer import cache, storage
 from trainer.data import kept
-from trainer.data.drops import HELD_OUT, much_left_out
+from trainer.data.drops import HELD_OUT, cautions
 from trainer.data.layout import REASONS, Rules
 from trainer.data.mixture import SourceCounts, drops_of
 from trainer.data.plan import Order, Plan, make_plan, refuse_unfit
@@ -139,6 +139,7 @@ def _make(recipe: Recipe, stage: str, split: str, counter: Counter, target: str)
     stored = _stored(target, order, rules)
     if stored is not None:
         _refuse_unbalanced(stored, config, stage, split)
+        _refuse_unreached(stored, config, stage, split)
         print(f"plan: {stage} {split} is already there ({stored.num_steps} steps)", flush=True)
         _warn((_header_of_all(out, stage) if split == "held_out" else None) or stored.header)
         return stored
@@ -179,12 +180,13 @@ def _make(recipe: Recipe, stage: str, split: str, counter: Counter, target: str)
             refuse_unfit(known[name], order, sizes(name))
     plan = make_plan(counts if split == "train" else fitting, order)
     _refuse_unbalanced(plan, config, stage, split)
+    _refuse_unreached(plan, config, stage, split)
     _refuse_too_large(plan, out, stage)
     if split == "train":
         check_used_once(plan, out, where=f"stages.{stage}")
     plan.write(target)
     _print(plan, stage, split)
-    _warn(header, sizes)
+    _warn(header if split == "held_out" else plan.header, sizes)
     return plan
 
 
@@ -237,6 +239,23 @@ def _refuse_unbalanced(plan: Plan, config: Stage, stage: str, split: str) -> Non
         expected=f"{wanted.text:.1%} of the samples without image or video, by at most {wanted.tolerance:.1%}",
         got=f"{found:.1%} of {known['samples']} samples; text by source: {rows}",
         do=do,
+    )
+
+
+def _refuse_unreached(plan: Plan, config: Stage, stage: str, split: str) -> None:
+    """Text alone gives vision and merger gradients of zero: the proof of the freeze configuration would fail the stage
+    after its last step."""
+    groups = [group for group in ("vision", "merger") if getattr(config.train, group)]
+    known = plan.statistics
+    if split != "train" or not groups or known["patches"] or not known["samples"]:
+        return
+    raise PlanError(
+        "the stage trains a group that none of its samples reaches",
+        where=", ".join(f"stages.{stage}.train.{group}" for group in groups),
+        expected="a sample with an image or a video in the plan",
+        got=f"{known['samples']} uses of {', '.join(row['name'] for row in plan.sources)}, all of them text",
+        do=f"add a source with pictures to stages.{stage}.data, or set "
+        + ", ".join(f"stages.{stage}.train.{group}=false" for group in groups),
     )
 
 
@@ -319,8 +338,8 @@ def _print(plan: Plan, stage: str, split: str) -> None:
 
 
 def _warn(header: Json, sizes: Callable[[str], str] = lambda source: "") -> None:
-    """Of sources that lose much; `sizes` tells how large what does not fit of a source is."""
-    for field, told in much_left_out(header):
+    """Of sources that lose much, or that no step uses; `sizes` tells how large what does not fit of a source is."""
+    for field, told in cautions(header):
         print(f"plan: warning: {field}: {told}{sizes(field.rpartition('.')[2])}", flush=True)
 
 

@@ -14,7 +14,7 @@ from pipelines import spent
 from pipelines.session import Session
 from trainer import handover, storage
 from trainer import manifest as manifests
-from trainer.data.drops import HELD_OUT, much_left_out
+from trainer.data.drops import HELD_OUT, cautions
 from trainer.handover import StageResult
 from trainer.observe import tracking
 from trainer.observe.metrics import Row, history
@@ -164,10 +164,8 @@ def run_json(facts: Facts) -> dict[str, Any]:
 
 def warnings(facts: Facts) -> list[tuple[str, str]]:
     """(field of the recipe, message) of what went well and lost something: sources, also held-out ones, that lose much
-    to packing."""
-    return [
-        told for stage in facts.stages for plan in (stage.plan, stage.held_out) if plan for told in much_left_out(plan)
-    ]
+    to packing, and sources that no step uses."""
+    return [told for stage in facts.stages for plan in (stage.plan, stage.held_out) if plan for told in cautions(plan)]
 
 
 def _export(facts: Facts) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from trainer.data.drops import MUCH, much_left_out
+from trainer.data.drops import MUCH, cautions, much_left_out, unused
 
 
 def header(drops: dict[str, int], *, total: int = 100, policy: str = "shrink", split: str = "train") -> dict[str, Any]:
@@ -50,3 +50,15 @@ def test_each_reason_says_what_to_change(reason: str, policy: str, want: str) ->
 def test_held_out_samples_are_called_so() -> None:
     [(_, told)] = much_left_out(header({"over_long": 40}, split="held_out"))
     assert "40 of 100 held-out samples (40%)" in told
+
+
+def test_a_source_without_a_use_is_told_with_what_its_weight_stands_for() -> None:
+    def row(name: str, uses: int, weight: float, num_dropped: int = 0) -> dict[str, Any]:
+        counts = {"num_samples": 100, "num_dropped": num_dropped, "uses": uses, "drops": {}}
+        return {"name": name, "split": "train", "weight": weight, **counts}
+
+    rows = [row("used", 60, 3.0), row("missed", 0, 1.0), row("dropped", 0, 1.0, 100)]
+    plan = {"facts": {"stage": "sft"}, "length": 512, "patch_budget": 1024, "num_steps": 2, "sources": rows}
+    [(field, told)] = unused(plan)
+    assert field == "stages.sft.data.missed" and cautions(plan) == [(field, told)]
+    assert told.startswith("none of its 100 samples is in the 2 steps; of 60 uses its weight of 1 stands for 15: raise")

@@ -73,6 +73,29 @@ def test_where_one_kind_is_missing_a_source_is_asked_for(weights: dict[str, floa
         prepare_stage(small_recipe(*only, HALF), "sft", out)
 
 
+def test_a_group_that_no_sample_reaches_is_refused_before_it_is_trained(out: str):
+    text = [*mixture(text=1), "stages.sft.data.instructions=null"]
+    with pytest.raises(PlanError, match=r"none of its samples reaches") as error:
+        prepare_stage(small_recipe(*text), "sft", out)
+    assert "set stages.sft.train.merger=false" in str(error.value) and "vision" not in str(error.value)
+    prepare_stage(small_recipe(*text, "stages.sft.train.merger=false"), "sft", out)
+    with pytest.raises(PlanError, match="none of its samples reaches"):  # the plan is there already
+        prepare_stage(small_recipe(*text), "sft", out)
+    prepare_stage(small_recipe(*mixture(text=1, instructions=1)), "sft", out)
+
+
+def test_a_source_that_no_step_uses_is_told(out: str, capsys: pytest.CaptureFixture[str]):
+    mixed = mixture(instructions=1, text=1, captions=1)
+    assert "none of its" not in (prepare_stage(small_recipe(*mixed), "sft", out), capsys.readouterr().out)[1]
+    one_step = "stages.sft.schedule={packs_per_step: 2, steps: 1}"
+    plan = prepare_stage(small_recipe(*mixed, one_step), "sft", out)
+    missed = [row["name"] for row in plan.sources if not row["uses"]]
+    told = capsys.readouterr().out
+    assert missed and all(
+        re.search(rf"warning: stages.sft.data.{name}: none of its [\d,]+ samples", told) for name in missed
+    )
+
+
 def test_a_weight_says_how_often_each_sample_is_used(out: str):
     plan = prepare_stage(small_recipe(*mixture(instructions=2, text=0.5, captions=1.5)), "sft", out)
     uses: dict[str, Counter] = {}

@@ -1,7 +1,9 @@
 """What a plan leaves out of a source, and from which share on that is a warning: told when a stage is planned, and in
 the report.
 
-    much_left_out(plan.header)     (field of the recipe, message) of every source that loses much
+    cautions(plan.header)          (field of the recipe, message) of both of these
+    much_left_out(plan.header)     of every source that loses much
+    unused(plan.header)            of every source that has a weight, samples that fit, and no part in the steps
 """
 
 from __future__ import annotations
@@ -18,6 +20,29 @@ part of the held-out plan, which there may not be at all."""
 MUCH = 0.1
 """Share of a source's samples from which on what is left out is a warning. Ours: `tiny` loses at most 3 % of a source
 (agents in stage2), and a tenth less of a source is a mixture that nobody asked for."""
+
+
+def cautions(header: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(field, message) from plan.json or HELD_OUT."""
+    return [*much_left_out(header), *unused(header)]
+
+
+def unused(header: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(field, message) of training sources that steps use nothing of: a pack holds what is alike in cost, so a stage of
+    few steps can end before the packs of a source come up. HELD_OUT has no uses."""
+    rows = [row for row in header["sources"] if row["split"] == "train" and "uses" in row]
+    stage, uses = header["facts"].get("stage", "STAGE"), sum(row["uses"] for row in rows)
+    offers = {row["name"]: row["weight"] * (row["num_samples"] - row["num_dropped"]) for row in rows}
+    return [
+        (
+            f"stages.{stage}.data.{row['name']}",
+            f"none of its {row['num_samples']:,} samples is in the {header['num_steps']:,} steps; of {uses:,} uses its "
+            f"weight of {row['weight']:g} stands for {uses * offers[row['name']] / sum(offers.values()):,.0f}: raise "
+            f"stages.{stage}.schedule.steps or its weight, or take it out",
+        )
+        for row in rows
+        if not row["uses"] and offers[row["name"]] > 0
+    ]
 
 
 def much_left_out(header: Mapping[str, Any]) -> list[tuple[str, str]]:
