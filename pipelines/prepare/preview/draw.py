@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -111,18 +112,26 @@ def _tag(number: int, x: float, y: float, unit: float, item: Media) -> str:
     )
 
 
+BARBS = (-0.5, 0.5)
+"""Radians from the shaft of an arrow to its barbs."""
+
+
 def _action(number: int, action: Action, unit: float) -> str:
     """A cross where the action is; an arrow from the first place to the second."""
     points = list(action.coordinates.values())
     pen, reach = f"stroke='#d6303f' stroke-width='{3 * unit:.2f}'", 14 * unit
-    drawn = ""
-    for x, y in points:
-        drawn += f"<line x1='{x - reach:g}' y1='{y:g}' x2='{x + reach:g}' y2='{y:g}' {pen}/>"
-        drawn += f"<line x1='{x:g}' y1='{y - reach:g}' x2='{x:g}' y2='{y + reach:g}' {pen}/>"
-        drawn += f"<circle cx='{x:g}' cy='{y:g}' r='{reach * 0.6:g}' fill='none' {pen}/>"
-    if len(points) > 1:
-        (x0, y0), (x1, y1) = points[:2]
-        drawn += f"<line x1='{x0:g}' y1='{y0:g}' x2='{x1:g}' y2='{y1:g}' stroke-dasharray='{6 * unit:g}' {pen}/>"
+    if not points:
+        return ""
+    x, y = points[0]
+    drawn = f"<line x1='{x - reach:g}' y1='{y:g}' x2='{x + reach:g}' y2='{y:g}' {pen}/>"
+    drawn += f"<line x1='{x:g}' y1='{y - reach:g}' x2='{x:g}' y2='{y + reach:g}' {pen}/>"
+    drawn += f"<circle cx='{x:g}' cy='{y:g}' r='{reach * 0.6:g}' fill='none' {pen}/>"
+    for to_x, to_y in points[1:2]:
+        drawn += f"<line x1='{x:g}' y1='{y:g}' x2='{to_x:g}' y2='{to_y:g}' stroke-dasharray='{6 * unit:g}' {pen}/>"
+        towards = math.atan2(y - to_y, x - to_x)
+        barbs = [(to_x + reach * math.cos(towards + turn), to_y + reach * math.sin(towards + turn)) for turn in BARBS]
+        head = " ".join(f"{at_x:.1f},{at_y:.1f}" for at_x, at_y in (barbs[0], (to_x, to_y), barbs[1]))
+        drawn += f"<polyline points='{head}' fill='none' {pen}/>"
     return drawn
 
 
