@@ -93,6 +93,11 @@ def test_unknown_keys_bad_values_and_wrong_names_are_reported_together_by_path()
         (["stages.stage1.train={vision: false, merger: false, llm: false}"], "stages.stage1.train", "trains nothing"),
         (["stages.stage1.data.nosuch=1"], "stages.stage1.data.nosuch", "no such source"),
         (["stages.stage1.data.preferences=1"], "stages.stage1.data.preferences", "go into dpo"),
+        (
+            ["prepare.sources.captions.curate.score={scorer: judge}"],
+            "prepare.sources.captions.curate.score.scorer",
+            "judge needs the section judge",
+        ),
         (["stages.dpo.data.preferences=2"], "stages.dpo.data.preferences", "a pair is used once"),
         (["stages.stage1.data.captions=1e9"], "stages.stage1.data.captions", "less than or equal to 1000"),
         (["stages.stage1.data.sampled=1"], "stages.stage1.data.sampled", "no sampling"),

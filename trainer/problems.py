@@ -106,7 +106,10 @@ def _problems(error: ValidationError, root: type[BaseModel]) -> Iterator[tuple[s
         elif detail["type"] == "value_error":
             for line in str(detail.get("ctx", {}).get("error", detail["msg"])).splitlines():
                 inner, colon, message = line.partition(": ")
-                yield (inner, message) if colon and " " not in inner else (path, line)
+                if colon and " " not in inner:  # a field below the model whose validator it is
+                    yield ".".join(filter(None, (path, inner))), message
+                else:
+                    yield path, line
         else:
             yield path, wording(detail)
 
