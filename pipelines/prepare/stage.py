@@ -20,7 +20,7 @@ from pipelines.prepare.ingest import source_uri
 from pipelines.prepare.pairs import check_used_once
 from trainer import cache, storage
 from trainer.data import kept
-from trainer.data.drops import HELD_OUT, cautions
+from trainer.data.drops import HELD_OUT, much_left_out, unused
 from trainer.data.layout import REASONS, Rules
 from trainer.data.mixture import SourceCounts, drops_of
 from trainer.data.plan import Order, Plan, make_plan, refuse_unfit
@@ -339,8 +339,10 @@ def _print(plan: Plan, stage: str, split: str) -> None:
 
 def _warn(header: Json, sizes: Callable[[str], str] = lambda source: "") -> None:
     """Of sources that lose much, or that no step uses; `sizes` tells how large what does not fit of a source is."""
-    for field, told in cautions(header):
+    for field, told in much_left_out(header):
         print(f"plan: warning: {field}: {told}{sizes(field.rpartition('.')[2])}", flush=True)
+    for field, told in unused(header):
+        print(f"plan: warning: {field}: {told}", flush=True)
 
 
 def _left_out_of(counts: list[SourceCounts], order: Order) -> Json:

@@ -134,7 +134,7 @@ def train(texts: Iterable[str], vocab_size: int, family: Family) -> tokenizers.T
     if inner.get_vocab_size() != vocab_size:
         found = inner.get_vocab_size()
         raise RecipeError(
-            [("model.vocab_size", f"{vocab_size} asked, the corpus gives {found}: ask for that or fewer")]
+            [("model.vocab_size", f"{vocab_size} asked, the corpus gives {found}: set that or fewer, or add text")]
         )
     return inner
 
