@@ -130,7 +130,7 @@ def _action(number: int, action: Action, unit: float) -> str:
         drawn += f"<line x1='{x:g}' y1='{y:g}' x2='{to_x:g}' y2='{to_y:g}' stroke-dasharray='{6 * unit:g}' {pen}/>"
         towards = math.atan2(y - to_y, x - to_x)
         barbs = [(to_x + reach * math.cos(towards + turn), to_y + reach * math.sin(towards + turn)) for turn in BARBS]
-        head = " ".join(f"{at_x:.1f},{at_y:.1f}" for at_x, at_y in (barbs[0], (to_x, to_y), barbs[1]))
+        head = " ".join(f"{at_x:g},{at_y:g}" for at_x, at_y in (barbs[0], (to_x, to_y), barbs[1]))
         drawn += f"<polyline points='{head}' fill='none' {pen}/>"
     return drawn
 

@@ -27,6 +27,8 @@ class Drawing:
     rects: list[tuple[float, ...]] = field(default_factory=list)
     """x, y, width, height of outlines."""
     circles: list[tuple[float, ...]] = field(default_factory=list)
+    tips: list[tuple[float, ...]] = field(default_factory=list)
+    """Of arrows."""
     lines: int = 0
     areas: int = 0
     """Masks: polygons and pictures laid over."""
@@ -90,6 +92,9 @@ class _Reader(HTMLParser):
             drawing.rects.append(tuple(float(got[name]) for name in ("x", "y", "width", "height")))
         elif tag == "circle":
             drawing.circles.append((float(got["cx"]), float(got["cy"])))
+        elif tag == "polyline":
+            _, tip, _ = got["points"].split()
+            drawing.tips.append(tuple(map(float, tip.split(","))))
         drawing.lines += tag == "line"
         drawing.areas += tag in ("polygon", "image")
 
@@ -180,8 +185,10 @@ def _assert_drawn(drawing: Drawing, media: Media, things: list) -> None:
         elif isinstance(at, Point):
             assert any(_near(circle, at.xy) for circle in drawing.circles), at
         elif isinstance(at, Action):
-            assert all(any(_near(xy, circle) for circle in drawing.circles) for xy in at.coordinates.values()), at
-            assert drawing.lines >= 2 * len(at.coordinates)
+            where = list(at.coordinates.values())
+            assert all(any(_near(xy, circle) for circle in drawing.circles) for xy in where[:1]), at
+            assert all(any(_near(xy, tip) for tip in drawing.tips) for xy in where[1:]), at
+            assert drawing.lines >= len(where) and drawing.lines >= 2 * bool(where)
     assert drawing.areas >= sum(isinstance(at, Mask) for at in things)
     assert len(drawing.rects) >= sum(isinstance(at, Box | Mask) for at in things)
 
